@@ -1,0 +1,247 @@
+"""The port: everything handrail asks of a broker. It holds no code of any broker and imports none.
+
+How each operation is carried out on each broker, and what an adapter must never do, is told in
+``docs/writing-an-adapter.md``. An adapter is a class found by URL scheme through the entry-point group
+``handrail.adapters``; ``load`` makes one. All its methods are called on one event loop, the one it was opened on.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from handrail.errors import BrokerError, SendError
+from handrail.message import Message
+
+#: The group of entry points in which a distribution announces an adapter, under its URL scheme.
+GROUP = "handrail.adapters"
+
+Role = Literal["worker", "client"]
+State = Literal["ready", "delayed", "active", "dead"]
+
+
+class BrokerSettings(msgspec.Struct, frozen=True):
+    """Where a broker is and how to speak to it."""
+
+    #: The name under ``brokers:``, or ``default``.
+    name: str
+    #: The URL as written, secrets included: never print it, print :func:`handrail.adapter.masked`.
+    url: str
+    #: Absolute path of the project, from which relative paths in the URL count.
+    root: str
+    #: Goes before every name that is created on the broker.
+    prefix: str = ""
+    #: Further keys of the broker's mapping in queues.yaml, for the adapter to check.
+    options: dict[str, Any] = {}
+
+
+class QueueSpec(msgspec.Struct, frozen=True):
+    """What an adapter must know of a queue to create and serve it."""
+
+    name: str
+    order: Literal["fifo", "lifo"] = "fifo"
+    #: Name of the place for its dead letters, None when they are dropped.
+    dead_letter: str | None = None
+    #: Keys of the queue that belong to this broker alone, such as ``queue_type``.
+    options: dict[str, Any] = {}
+
+
+class Delivery(msgspec.Struct, eq=False):
+    """One message in this worker's hands, until it is settled or lost."""
+
+    message: Message
+    #: The adapter's handle; opaque to everyone else.
+    tag: Any
+    #: The broker says, or cannot rule out, that it was in somebody's hands before.
+    redelivered: bool = False
+
+
+class Verb(enum.IntEnum):
+    """What a settlement asks of the broker. Each is safe against a crash at any point: the message is never in no place."""
+
+    ACK = 0  #: finished: take it away
+    RELEASE = 1  #: back to its queue, at the head of its priority where the broker can; counts may have changed
+    MOVE = 2  #: to the tail of ``message.queue``, or to its delays until ``message.due``
+    DEAD = 3  #: to the dead letters of the queue it came from, with ``message.fault``
+
+
+class Settlement(msgspec.Struct, eq=False):
+    """One delivery and what is to become of it. ``message`` is the message as it shall stand in the broker from now on."""
+
+    delivery: Delivery
+    verb: Verb
+    message: Message | None = None  #: None for ACK, and for RELEASE of what never started
+
+
+class Depth(msgspec.Struct, frozen=True):
+    """Messages of one queue by state. None: this broker cannot say."""
+
+    ready: int | None
+    delayed: int | None
+    active: int | None
+    dead: int | None
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether messages flow. ``up`` means subscribed and progressing, not merely connected; true within 10 s."""
+
+    up: bool
+    #: One line: what is wrong, or what is up.
+    detail: str
+
+
+Deliver = Callable[[list[Delivery]], None]
+Lost = Callable[[list[Delivery]], None]
+
+
+class Subscription(Protocol):
+    """A worker's claim on a queue's messages. Credit is the number of unsettled deliveries it may hold."""
+
+    def set_credit(self, credit: int) -> None:
+        """Hold at most *credit* unsettled deliveries from now on; what is already held is kept."""
+
+    def pause(self) -> None:
+        """Deliver nothing more until :meth:`resume`; what was delivered stays valid."""
+
+    def resume(self) -> None: ...
+
+    async def cancel(self) -> None:
+        """Deliver nothing more, ever; returns when that is certain. What was delivered can still be settled."""
+
+
+class Adapter(Protocol):
+    """One broker. See the module's docstring and ``docs/writing-an-adapter.md``."""
+
+    #: What users read in logs: ``sqlite``, ``rabbitmq``.
+    name: str
+    #: For each :class:`Capability`: True, or one line that states the limit.
+    capabilities: Mapping[Capability, bool | str]
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        """Check *settings* without I/O; raises :class:`BrokerError` for a URL or option that cannot work."""
+
+    @property
+    def place(self) -> str:
+        """Where the messages lie, for people: the URL with its password masked, or an absolute path."""
+
+    async def open(self, role: Role) -> None:
+        """Connect. A *client* publishes and inspects; a *worker* subscribes too.
+
+        Raises :class:`BrokerError` for what waiting does not mend (wrong password, corrupt file, newer schema);
+        what waiting may mend it retries by itself in the background, saying so once.
+        """
+
+    async def close(self) -> None:
+        """Give back what is held, flush, disconnect. Safe to call twice and after a failed open."""
+
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        """Make sure the queues exist as *queues* says. Idempotent; deletes nothing."""
+
+    async def publish(self, messages: Sequence[Message], timeout: float) -> dict[int, SendError]:
+        """Store *messages*, in their order; returns when their fate is known, at the latest after *timeout* seconds.
+
+        The result names, by index, those that are not known to be durable; empty means all are.
+        """
+
+    async def subscribe(self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost) -> Subscription:
+        """Call *deliver* with batches of what the queue holds, due messages only, best priority first.
+
+        *lost* is told of deliveries that are no longer ours (connection, partition or lease gone): settling them is refused.
+        """
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        """Carry out *settlements*; returns when they are durable enough that no crash undoes them.
+
+        Returns those that were refused because the delivery was no longer ours. Retries by itself while the broker
+        is away, for as long as the deliveries stay ours. Raises only when the adapter is closed.
+        """
+
+    async def depth(self, queue: str) -> Depth: ...
+
+    async def peek(self, queue: str, state: State, limit: int, offset: int = 0) -> list[Message]:
+        """Up to *limit* messages in their order of delivery (dead letters: newest first), without touching them."""
+
+    async def find(self, queue: str, state: State, message_id: str) -> Message | None: ...
+
+    async def purge(self, queue: str, state: State, ids: Sequence[str] | None = None) -> int:
+        """Delete messages that nobody works on, all of *state* or those of *ids*; returns how many."""
+
+    async def replay(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        """Dead letters back to the tail of their queue, counters reset, in the order of their deaths; returns how many."""
+
+    def health(self) -> Health: ...
+
+
+class Capability(enum.StrEnum):
+    """What brokers differ in. The value is the row's name in the README's table."""
+
+    DELAY = "delays and retries in the broker"
+    PRIORITY = "ten priorities"
+    LIFO = "newest first (`order: lifo`)"
+    HEAD = "interrupted work returns to the head"
+    FIFO = "equal priorities first in, first out"
+    DEAD_LETTERS = "dead letters: list, replay, purge"
+    PEEK = "peek at waiting messages"
+    PURGE = "purge"
+    DEPTH = "depth by state"
+    CRASHES = "crash counts survive the machine's processes"
+    DEAD_WORKER = "a dead worker's messages return at once"
+    PROCESSES = "several processes share a queue"
+    MACHINES = "several machines share a queue"
+    FOREIGN = "other clients and languages can send and read"
+
+
+class _Factory(Protocol):
+    def __call__(self, settings: BrokerSettings) -> Adapter: ...
+
+
+def schemes() -> list[str]:
+    """The URL schemes that some installed distribution has an adapter for."""
+    return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+#: Schemes we know adapters for, and the extra that brings each.
+EXTRAS = {"amqp": "rabbitmq", "amqps": "rabbitmq", "kafka": "kafka"}
+
+
+def load(settings: BrokerSettings) -> Adapter:
+    """The adapter for ``settings.url``, by its scheme. Raises :class:`BrokerError` when there is none."""
+    scheme = settings.url.partition(":")[0].lower()
+    for entry in entry_points(group=GROUP, name=scheme):
+        try:
+            factory: _Factory = entry.load()
+        except ImportError as error:
+            extra = EXTRAS.get(scheme)
+            mend = f"pip install 'handrail[{extra}]'" if extra else f"install what {entry.value} needs"
+            raise BrokerError(f"broker {settings.name!r}: {scheme}:// needs {error.name or error}; {mend}") from error
+        return factory(settings)
+    if scheme in EXTRAS:
+        raise BrokerError(
+            f"broker {settings.name!r}: this installation has no adapter for {scheme}://; "
+            f"pip install 'handrail[{EXTRAS[scheme]}]'"
+        )
+    raise BrokerError(
+        f"broker {settings.name!r}: no adapter for {masked(settings.url)!r}; use one of {', '.join(s + ':' for s in schemes())}"
+    )
+
+
+def masked(url: str) -> str:
+    """*url* with any password replaced by ``***``: the only form in which a broker's URL may be shown."""
+    head, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    # the last @ before the path ends the credentials, for an unescaped password may hold one
+    authority, slash, path = rest.partition("/")
+    credentials, at, host = authority.rpartition("@")
+    if not at and "@" in path:
+        # a password with an unescaped slash: mask up to the last @ of everything
+        credentials, at, host = rest.rpartition("@")
+        slash = path = ""
+    if not at:
+        return url
+    user, colon, _password = credentials.partition(":")
+    return f"{head}://{user}{':***' if colon else ''}@{host}{slash}{path}"

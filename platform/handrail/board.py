@@ -1,0 +1,101 @@
+"""The board: a small mapped file in which a worker's processes note what is running, so that a death can be explained.
+
+The dispatcher gives every job that it hands to a host a slot and writes there which message it is; the host sets the
+slot's one state byte when the handler is entered and again when its outcome is known. Neither is a system call, and
+the page cache keeps both when every process is killed: whoever finds the board of a dead worker learns exactly what
+was running, as opposed to merely handed over. A power cut may lose it; a power cut is no message's fault.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import tempfile
+from pathlib import Path
+
+EMPTY, GIVEN, RUNNING, ENDED = 0, 1, 2, 3
+
+#: Slots on a board: the most jobs that one worker can have in its hosts at once.
+SLOTS = 16_384
+#: state, crashes so far, length of the name; then the name itself (queue, NUL, id), at most 300 bytes.
+_HEAD = struct.Struct("=BHH")
+_SIZE = 320
+_NAME = _SIZE - _HEAD.size
+
+
+class Board:
+    """A mapped board. The dispatcher creates it; hosts open it by its descriptor; the bereaved read it by path."""
+
+    __slots__ = ("_free", "fd", "map", "path")
+
+    def __init__(self, fd: int, path: Path | None) -> None:
+        self.fd = fd
+        self.path = path
+        self.map = mmap.mmap(fd, SLOTS * _SIZE)
+        self._free: list[int] | None = None
+
+    @classmethod
+    def create(cls, path: Path | None) -> Board:
+        """A new, empty board at *path*, or a nameless one that nobody outside this worker's processes can read."""
+        if path is None:
+            fd, name = tempfile.mkstemp(prefix="handrail-board-")
+            os.unlink(name)  # noqa: PTH108 - nameless from here on
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.ftruncate(fd, SLOTS * _SIZE)  # sparse: only slots in use take memory
+        return cls(fd, path)
+
+    def take(self, queue: str, message_id: str, crashes: int) -> int:
+        """A free slot, now GIVEN to that message. Raises ``IndexError`` when all are taken."""
+        if self._free is None:
+            self._free = list(range(SLOTS - 1, -1, -1))
+        slot = self._free.pop()
+        name = f"{queue}\0{message_id}".encode()[:_NAME]
+        at = slot * _SIZE
+        # the state byte goes last: a reader after a kill between the two sees an empty slot, never a wrong name
+        self.map[at + _HEAD.size : at + _HEAD.size + len(name)] = name
+        _HEAD.pack_into(self.map, at, GIVEN, min(crashes, 0xFFFF), len(name))
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """Empty *slot* for the next job."""
+        self.map[slot * _SIZE] = EMPTY
+        assert self._free is not None
+        self._free.append(slot)
+
+    def mark(self, slot: int, state: int) -> None:
+        """Note that the job in *slot* is RUNNING or ENDED."""
+        self.map[slot * _SIZE] = state
+
+    def state(self, slot: int) -> int:
+        return self.map[slot * _SIZE]
+
+    @property
+    def free(self) -> int:
+        return SLOTS if self._free is None else len(self._free)
+
+    def close(self, *, unlink: bool = False) -> None:
+        self.map.close()
+        os.close(self.fd)
+        if unlink and self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def running_at(path: Path) -> dict[tuple[str, str], int]:
+    """What was running by the board at *path*: (queue, id) → crashes it had before. Empty when there is no such board."""
+    found: dict[tuple[str, str], int] = {}
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return found
+    for at in range(0, len(data) - _SIZE + 1, _SIZE):
+        if data[at] != RUNNING:
+            continue
+        _state, crashes, length = _HEAD.unpack_from(data, at)
+        queue, _, message_id = (
+            data[at + _HEAD.size : at + _HEAD.size + length].decode("utf-8", "replace").partition("\0")
+        )
+        found[queue, message_id] = crashes
+    return found
