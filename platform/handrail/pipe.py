@@ -151,7 +151,7 @@ class SocketPipe(asyncio.Protocol):
         # a host's outcomes and a dispatcher's runs are bounded by the credit given, so no further limit is needed
         transport.set_write_buffer_limits(high=1 << 28)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol
         self._closed = True
         self._lost()
 
