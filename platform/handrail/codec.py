@@ -67,7 +67,7 @@ def _hook(value: Any) -> Any:
     """What the encoder does not know by itself, as something it does."""
     if isinstance(value, str):
         return str.__str__(value)
-    if isinstance(value, int):
+    if isinstance(value, int) and not isinstance(value, bool):  # the encoder asks for keys too, and True is no key
         return int.__int__(value)
     if isinstance(value, float):
         return float.__float__(value)
@@ -78,7 +78,7 @@ def _hook(value: Any) -> Any:
         return list(value)
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{_name(type(value))} cannot be written as JSON")
+    raise TypeError(f"{_article(_name(type(value)))} cannot be written as JSON")
 
 
 _encode = msgspec.json.Encoder(enc_hook=_hook).encode
@@ -276,7 +276,7 @@ def _name(kind: type) -> str:
 
 
 def _article(noun: str) -> str:
-    return f"an {noun}" if noun[:1] in "aeiouAEIOU" else f"a {noun}"
+    return f"{'an' if noun[:1] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
 def _short(value: object) -> str:
@@ -327,6 +327,8 @@ def decoder(content: Content, type_: Any | None = None) -> Callable[[bytes], Any
 
 
 def _decoder(content: Content, type_: Any | None) -> Callable[[bytes], Any]:
+    if isinstance(type_, str):
+        raise TypeError(f"the annotation {type_!r} could not be resolved to a type")
     free = type_ is None or type_ is Any or type_ is object
     if content == "text" and (free or type_ is str):
         return _text
@@ -447,11 +449,11 @@ def _why(body: bytes, type_: Any, error: Exception) -> str:
     except UnicodeDecodeError as bad:
         return _not_utf8(bad)
     try:
-        value = json.loads(text, parse_constant=_constant)
+        value = json.loads(text, parse_constant=_constant, parse_float=_finite)
     except json.JSONDecodeError as bad:
         return _syntax(text, bad)
     except _Unwritable as bad:
-        return f"not JSON: {bad}"
+        return f"JSON that cannot be read: {bad}"
     except RecursionError:
         return "JSON nested too deep to be read"
     except ValueError as bad:  # an integer of more digits than the interpreter converts
@@ -469,6 +471,12 @@ def _syntax(text: str, bad: json.JSONDecodeError) -> str:
     place = f"line {bad.lineno}, column {bad.colno}" if "\n" in text.strip() else f"character {bad.pos}"
     near = text[max(0, bad.pos - 10) : bad.pos + 20]
     return f"not JSON: {bad.msg[:1].lower()}{bad.msg[1:]} at {place}, near {near!r}"
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(float(number)):
+        raise _Unwritable(f"the number {_short(number)} is too large for a float")
+    return float(number)
 
 
 def _constant(name: str) -> float:
