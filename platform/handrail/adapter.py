@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -118,6 +119,9 @@ class Adapter(Protocol):
 
     #: What users read in logs: ``sqlite``, ``rabbitmq``.
     name: str
+    #: Where this worker's processes note what is running (see ``handrail.board``), set before :meth:`open` as a worker;
+    #: None without one. An adapter that can keep the path where its owner's death is noticed learns from it what was running.
+    board: Path | None
     #: For each :class:`Capability`: True, or one line that states the limit.
     capabilities: Mapping[Capability, bool | str]
 

@@ -1,0 +1,126 @@
+"""A lane: one queue in one worker, with what was delivered and waits, what runs, and how much the broker may send."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from handrail.adapter import Adapter, Delivery, Subscription
+from handrail.config.model import CONCURRENCY, QueueSettings
+from handrail.dispatcher.settler import Settler
+
+if TYPE_CHECKING:
+    from handrail.dispatcher.hosts import Host
+
+#: Seconds of work that is fetched ahead: about what one round trip to the broker and one batch of settling take under load.
+AHEAD = 0.05
+#: The most that is fetched ahead of the free slots, whatever the rate.
+MOST_AHEAD = 2000
+#: Seconds between two looks at the rate.
+MEASURE_EVERY = 0.05
+
+
+class Lane:
+    """One queue in one worker. It keeps counts; the dispatcher moves messages."""
+
+    __slots__ = (
+        "_finished",
+        "_measured",
+        "_rate",
+        "adapter",
+        "buffer",
+        "capacity",
+        "kind",
+        "queue",
+        "running",
+        "settler",
+        "subscription",
+        "suspects",
+        "window",
+    )
+
+    def __init__(self, queue: QueueSettings, kind: str, adapter: Adapter, settler: Settler) -> None:
+        self.adapter = adapter
+        self.settler = settler
+        self.subscription: Subscription | None = None
+        #: Delivered, fit to run, not given to a host yet.
+        self.buffer: deque[Delivery] = deque()
+        #: Ran when their process died: they run alone, in a host of their own.
+        self.suspects: deque[Delivery] = deque()
+        #: Slots taken.
+        self.running = 0
+        self.queue = queue
+        self.kind = kind
+        self.capacity = 0
+        self.window = 0
+        self._finished = 0
+        self._rate = 0.0
+        self._measured = time.monotonic()
+        self.adopt(queue, kind)
+
+    def adopt(self, queue: QueueSettings, kind: str) -> None:
+        """Follow new settings of the same queue."""
+        self.queue = queue
+        self.kind = kind
+        self.capacity = concurrency(queue, kind)
+        self.window = self.capacity + self.ahead
+        if self.subscription is not None:
+            self.subscription.set_credit(self.window)
+
+    @property
+    def isolated(self) -> bool:
+        return self.kind == "process"
+
+    @property
+    def ahead(self) -> int:
+        """Messages to fetch beyond the free slots: none for slow handlers, enough to keep fast ones busy."""
+        return min(int(self._rate * AHEAD), MOST_AHEAD)
+
+    def finished(self) -> None:
+        """A job left its slot: measure the rate now and then, and let the credit follow it."""
+        self.running -= 1
+        self._finished += 1
+        if self._finished & 31 == 0 or self._rate:
+            self._measure()
+
+    def _measure(self) -> None:
+        now = time.monotonic()
+        elapsed = now - self._measured
+        if elapsed < MEASURE_EVERY:
+            return
+        rate = self._finished / elapsed
+        self._finished = 0
+        self._measured = now
+        # fall at once, rise half way: hoarding is worse than a short wait
+        self._rate = rate if rate < self._rate else (self._rate + rate) / 2
+        window = self.capacity + self.ahead
+        if window != self.window and self.subscription is not None:
+            self.window = window
+            self.subscription.set_credit(window)
+
+
+def concurrency(queue: QueueSettings, kind: str) -> int:
+    """How many handlers of *queue* run at once in one worker, the kind of handler deciding where the queue does not."""
+    if queue.concurrency is not None:
+        return queue.concurrency
+    if kind == "process":
+        return os.cpu_count() or 1
+    return CONCURRENCY[kind]
+
+
+class IsolatedPool:
+    """The hosts of one queue with ``isolation: process``: one job each, used again, replaced when they die."""
+
+    __slots__ = ("hosts", "starting")
+
+    def __init__(self) -> None:
+        self.hosts: list[Host] = []
+        self.starting = 0
+
+    def idle(self) -> Host | None:
+        for host in self.hosts:
+            if host.ready and not host.draining and not host.runs and not host.lingering:
+                return host
+        return None

@@ -1,0 +1,97 @@
+"""Settling in batches: whatever was judged while the broker took the last batch goes to it in the next."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from handrail.adapter import Adapter, Delivery, Settlement
+from handrail.config.model import QueueSettings
+from handrail.dispatcher.verdict import Verdict
+from handrail.errors import BrokerError
+
+log = structlog.get_logger("handrail")
+
+
+class Judged:
+    """A delivery, its verdict, and what people will want to know of it once it is settled."""
+
+    __slots__ = ("delivery", "queue", "result", "seconds", "started", "verdict")
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        queue: QueueSettings,
+        verdict: Verdict,
+        *,
+        seconds: float = 0.0,
+        result: bytes | None = None,
+        started: bool = False,
+    ) -> None:
+        self.delivery = delivery
+        self.queue = queue
+        self.verdict = verdict
+        #: How long the handler took.
+        self.seconds = seconds
+        self.result = result
+        #: Whether the handler was called this time.
+        self.started = started
+
+
+#: Told of each judged delivery once its fate is durable; the flag says that the broker refused it (the lease was lost).
+Settled = Callable[[Judged, bool], None]
+
+
+class Settler:
+    """The way of all outcomes to one broker. One batch is under way at a time; the rest gathers behind it."""
+
+    def __init__(self, adapter: Adapter, settled: Settled) -> None:
+        self._adapter = adapter
+        self._settled = settled
+        self._waiting: list[Judged] = []
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, judged: Judged) -> None:
+        self._waiting.append(judged)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    @property
+    def busy(self) -> bool:
+        return self._task is not None
+
+    async def flushed(self) -> None:
+        """Returns when everything added so far is settled."""
+        while self._task is not None:
+            await asyncio.shield(self._task)
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                settlements = [Settlement(one.delivery, one.verdict.verb, one.verdict.message) for one in batch]
+                refused: set[int] = set()
+                try:
+                    lost = await self._adapter.settle(settlements)
+                except BrokerError as error:
+                    # only a closed adapter raises; what it held goes back to the queue by its own means
+                    log.error("not settled", broker=self._adapter.place, messages=len(batch), error=str(error))
+                    refused.update(range(len(batch)))
+                else:
+                    if lost:
+                        gone = {id(one) for one in lost}
+                        refused.update(at for at, one in enumerate(settlements) if id(one) in gone)
+                for at, one in enumerate(batch):
+                    self._settled(one, at in refused)
+        finally:
+            self._task = None
+            if self._waiting:  # only after an exception, which the loop reports; what gathered still goes out
+                self._task = asyncio.get_running_loop().create_task(self._run())
+
+
+def now() -> float:
+    """Unix time in seconds: what due times and expiry are counted in, for they cross machines."""
+    return time.time()

@@ -1,0 +1,297 @@
+"""A worker: dispatcher, hosts, brokers and ledger, started, reloaded and stopped as one. It knows no signals and no terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from handrail import adapter as port
+from handrail.adapter import Adapter, Role
+from handrail.board import Board
+from handrail.config import describe_changes
+from handrail.config.model import Settings
+from handrail.dispatcher.core import Dispatcher, OnOutcome
+from handrail.dispatcher.hosts import Body, InProcessHost, LoadError, MemoryBody, ProcessBody
+from handrail.errors import HandrailError, StartError
+from handrail.ledger import Ledger, open_ledger
+from handrail.logs import Journal
+from handrail.pipe import Found, MemoryPipe
+
+log = structlog.get_logger("handrail")
+
+
+class ReloadReport(msgspec.Struct, frozen=True):
+    """What a reload did, for people."""
+
+    #: Files that made it necessary, as the caller gave them.
+    files: list[str]
+    #: What changed in queues.yaml: ``welcome-email: attempts 3 → 5``.
+    changes: list[str]
+    #: Seconds from the call until the new code served.
+    seconds: float
+    #: What became of the messages in flight: ``2 running finish in the old host``.
+    in_flight: str
+    #: Why nothing changed: the old code serves on. Blocks of text.
+    problems: list[str]
+
+
+class Worker:
+    """One running platform. Everything happens on the loop that :meth:`start` is called on."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        queues: list[str] | None = None,
+        processes: int = 1,
+        in_process: bool = False,
+        board: bool = True,
+        on_outcome: OnOutcome | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        self.settings = settings
+        self._only = queues
+        self._processes = processes
+        self._in_process = in_process
+        self._with_board = board and not in_process
+        self._on_outcome = on_outcome
+        self._journal = journal if journal is not None else Journal()
+        self._adapters: dict[str, Adapter] = {}
+        self._opening: dict[str, asyncio.Lock] = {}
+        self._board: Board | None = None
+        self._ledger: Ledger | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._background: list[asyncio.Task[None]] = []
+        self._reloading = asyncio.Lock()
+        self._stopped = False
+
+    # -- what others ask -----------------------------------------------------------------------------------------------
+
+    @property
+    def found(self) -> list[Found]:
+        """What is bound now, in the order of queues.yaml."""
+        generation = self._dispatcher.generation if self._dispatcher is not None else None
+        return [generation.found[name] for name in generation.queues] if generation is not None else []
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        if self._dispatcher is None:
+            raise HandrailError("the worker is not running")
+        return self._dispatcher
+
+    def adapter(self, broker: str) -> Adapter:
+        """The open adapter of the broker named so in queues.yaml."""
+        return self._adapters[broker]
+
+    @property
+    def places(self) -> dict[str, str]:
+        """Where each open broker's messages lie, for people: name → URL with its password masked, or path."""
+        return {name: adapter.place for name, adapter in self._adapters.items()}
+
+    async def idle(self, timeout: float) -> bool:
+        """Wait until nothing waits, runs or is being settled in this worker; False when that took over *timeout* seconds."""
+        end = time.monotonic() + timeout
+        while not self.dispatcher.idle:
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(0.005)
+        return True
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> list[Found]:
+        """Load the handlers, connect, subscribe; returns what was bound once messages can flow.
+
+        Raises :class:`StartError` (its ``problems`` say what is wrong with the handlers) or :class:`BrokerError`.
+        """
+        settings = self.settings
+        names = self._bound(settings)
+        try:
+            if self._with_board:
+                self._board = Board.create(Path(settings.data, "workers", f"{uuid.uuid4().hex}.board"))
+            self._ledger = open_ledger(settings)
+            if self._ledger is not None:
+                await self._ledger.open()
+            for broker in dict.fromkeys(settings.queues[name].broker for name in names):
+                await self._open(broker, "worker")
+            dispatcher = self._dispatcher = Dispatcher(
+                adapter_of=self.adapter,
+                sender_of=self._sender,
+                make_body=self._body,
+                board=self._board,
+                journal=self._journal,
+                ledger=self._ledger,
+                processes=self._processes,
+                on_outcome=self._on_outcome,
+            )
+            generation = await dispatcher.load(settings, names)
+            await dispatcher.switch(generation)
+        except BaseException:
+            await self._close()
+            raise
+        self._background = [
+            asyncio.create_task(dispatcher.watch_cancellations()),
+            asyncio.create_task(self._watch_silence(dispatcher)),
+        ]
+        return self.found
+
+    def _bound(self, settings: Settings) -> list[str]:
+        names = [name for name, queue in settings.queues.items() if queue.handler is not None]
+        if self._only is not None:
+            for name in self._only:
+                if name not in settings.queues:
+                    raise StartError(f"queue {name!r} is not in {settings.path}; it has {', '.join(settings.queues)}")
+                if name not in names:
+                    raise StartError(
+                        f"queue {name!r} has no handler in {settings.path}: there is nothing to run for it"
+                    )
+            names = [name for name in names if name in self._only]
+        if not names:
+            raise StartError(f"no queue in {settings.path} has a handler: there is nothing to run")
+        return names
+
+    async def _open(self, broker: str, role: Role) -> Adapter:
+        adapter = port.load(self.settings.brokers[broker])
+        adapter.board = self._board.path if self._board is not None else None
+        await adapter.open(role)
+        self._adapters[broker] = adapter
+        return adapter
+
+    async def _sender(self, broker: str) -> Adapter:
+        """The adapter through which handlers' messages for *broker* go; opened when it is first needed."""
+        lock = self._opening.setdefault(broker, asyncio.Lock())
+        async with lock:
+            if broker not in self._adapters:
+                adapter = await self._open(broker, "client")
+                await adapter.declare([queue.spec for queue in self.settings.queues.values() if queue.broker == broker])
+            return self._adapters[broker]
+
+    def _body(self) -> Body:
+        if not self._in_process:
+            return ProcessBody()
+        from handrail.host import Host  # noqa: PLC0415 - a worker with processes has no use for it
+
+        def make(pipe: MemoryPipe) -> InProcessHost:
+            return Host(pipe, in_process=True)
+
+        return MemoryBody(make)
+
+    async def _watch_silence(self, dispatcher: Dispatcher) -> None:
+        while True:
+            await asyncio.sleep(2.0)
+            dispatcher.check_silent()
+
+    async def reload(self, settings: Settings, files: list[str] | None = None) -> ReloadReport:
+        """Serve *settings* and the handlers as they are on disk now. When they cannot be loaded, the old ones serve on."""
+        async with self._reloading:
+            began = time.monotonic()
+            changes = describe_changes(self.settings, settings)
+            dispatcher = self.dispatcher
+
+            def report(in_flight: str, problems: list[str]) -> ReloadReport:
+                return ReloadReport(files or [], changes, time.monotonic() - began, in_flight, problems)
+
+            if settings.brokers != self.settings.brokers:
+                moved = [
+                    name
+                    for name, broker in settings.brokers.items()
+                    if self.settings.brokers.get(name, broker) != broker
+                ]
+                if moved:
+                    return report(
+                        "", [f"broker {', '.join(moved)} changed: restart to use it; the old one is served on"]
+                    )
+            try:
+                names = self._bound(settings)
+                generation = await dispatcher.load(settings, names)
+            except LoadError as error:
+                return report("", error.problems)
+            except HandrailError as error:
+                return report("", [str(error)])
+            running = dispatcher.running
+            before, self.settings = self.settings, settings
+            try:
+                for broker in dict.fromkeys(settings.queues[name].broker for name in names):
+                    if broker not in self._adapters:
+                        await self._open(broker, "worker")
+                await dispatcher.switch(generation)
+            except HandrailError as error:
+                self.settings = before
+                return report("", [str(error)])
+            return report(f"{running} running finish in the old host" if running else "none in flight", [])
+
+    def pause(self) -> None:
+        """Start nothing new until :meth:`resume`; what runs goes on."""
+        self.dispatcher.pause()
+
+    def resume(self) -> None:
+        self.dispatcher.resume()
+
+    async def stop(self, drain: float | None = None) -> int:
+        """Take nothing new, let handlers finish for *drain* seconds (``drain_timeout`` when None), give back the rest, end.
+
+        Returns how many messages were interrupted. Calling it again with a shorter *drain* is safe.
+        """
+        if self._stopped:
+            return 0
+        self._stopped = True
+        interrupted = 0
+        try:
+            if self._dispatcher is not None:
+                interrupted = await self._dispatcher.stop(self.settings.drain_timeout if drain is None else drain)
+        finally:
+            await self._close()
+        return interrupted
+
+    def hurry(self) -> None:
+        """While :meth:`stop` drains: stop waiting, give back what still runs."""
+        if self._dispatcher is not None:
+            self._dispatcher.hurry()
+
+    async def _close(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        if self._dispatcher is not None:
+            self._dispatcher.end()
+        for adapter in self._adapters.values():
+            with contextlib.suppress(HandrailError):  # it said so itself; the others must be closed all the same
+                await adapter.close()
+        if self._ledger is not None:
+            await self._ledger.close()
+        if self._board is not None:
+            self._board.close(unlink=True)
+            self._board = None
+
+
+async def check_handlers(settings: Settings) -> tuple[list[Found], list[str]]:
+    """Load all handlers in a host, run nothing: what was found, and what is wrong with the rest."""
+    worker = Worker(settings, board=False)
+    try:
+        names = worker._bound(settings)
+    except StartError as error:
+        return [], [str(error)]
+    dispatcher = Dispatcher(
+        adapter_of=worker.adapter,
+        sender_of=worker._sender,
+        make_body=ProcessBody,
+        board=None,
+        journal=Journal(),
+        ledger=None,
+        processes=1,
+        on_outcome=None,
+    )
+    try:
+        generation = await dispatcher.load(settings, names)
+    except LoadError as error:
+        return [], error.problems
+    found = [generation.found[name] for name in names]
+    for host in generation.hosts:
+        await host.leave()
+    return found, []
