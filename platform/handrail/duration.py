@@ -6,13 +6,13 @@ import math
 import re
 from datetime import timedelta
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
-_WHOLE = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d|w))+")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d|w)")
+_WHOLE = re.compile(rf"{_PART.pattern}(?: ?{_PART.pattern})*")
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 # ISO 8601 durations without years and months, whose length depends on the calendar.
 _ISO = re.compile(
-    r"P(?=.)(?:(?P<w>\d+(?:\.\d+)?)W)?(?:(?P<d>\d+(?:\.\d+)?)D)?"
-    r"(?:T(?=.)(?:(?P<h>\d+(?:\.\d+)?)H)?(?:(?P<m>\d+(?:\.\d+)?)M)?(?:(?P<s>\d+(?:\.\d+)?)S)?)?"
+    r"P(?=.)(?:(?P<w>[0-9]+(?:\.[0-9]+)?)W)?(?:(?P<d>[0-9]+(?:\.[0-9]+)?)D)?(?:T(?=.)(?:(?P<h>[0-9]+(?:\.[0-9]+)?)H)?(?:(?P<m>[0-9]+(?:\.[0-9]+)?)M)?(?:(?P<s>[0-9]+(?:\.[0-9]+)?)S)?)?"
 )
 #: The longest duration accepted, in seconds: ten years. Beyond it lies a slip of the unit.
 LONGEST = 10 * 366 * 86400.0
@@ -25,42 +25,51 @@ def seconds(value: str | float | timedelta) -> float:
     """
     if isinstance(value, timedelta):
         result = value.total_seconds()
-    elif isinstance(value, bool):
-        raise ValueError(f"{value!r} is not a duration; write it like 30s, 5m or 1h30m")  # noqa: TRY004
-    elif isinstance(value, int | float):
-        result = float(value)
-    else:
+    elif isinstance(value, str):
         result = _parse(value)
-    if not math.isfinite(result) or result < 0:
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        # cut before converting: an integer beyond a float's range would raise OverflowError
+        result = float(max(-1, min(value, 2 * LONGEST))) if value == value else math.nan  # noqa: PLR0124
+    else:
+        raise ValueError(f"{value!r} is not a duration; write it like 30s, 5m or 1h30m")  # noqa: TRY004
+    if math.isnan(result) or result < 0:
         raise ValueError(f"{value!r} is not a duration; it must be 0 or more, like 30s, 5m or 1h30m")
     if result > LONGEST:
-        raise ValueError(f"{value!r} is longer than ten years")
+        raise ValueError(f"{_short(repr(value))} is longer than ten years")
     return result
 
 
 def _parse(text: str) -> float:
-    compact = text.replace(" ", "")
+    compact = text.strip(" ")
     if _WHOLE.fullmatch(compact):
-        return math.fsum(float(number) * _UNITS[unit] for number, unit in _PART.findall(compact))
+        return math.fsum(_scaled(number, unit) for number, unit in _PART.findall(compact))
     if iso := _ISO.fullmatch(compact):
-        return math.fsum(float(number) * _UNITS[unit] for unit, number in iso.groupdict("0").items())
-    try:
-        float(compact)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a duration; write it like 250ms, 30s, 1h30m or PT5M") from None
-    raise ValueError(f"{text!r} has no unit; write {compact}s for seconds (or ms, m, h, d)")
+        return math.fsum(_scaled(number, unit) for unit, number in iso.groupdict("0").items())
+    if _NUMBER.fullmatch(compact):
+        raise ValueError(f"{text!r} has no unit; write {compact}s for seconds (or ms, m, h, d)")
+    raise ValueError(f"{text!r} is not a duration; write it like 250ms, 30s, 1h30m or PT5M")
+
+
+def _scaled(number: str, unit: str) -> float:
+    # dividing rounds once, so that 9ms is the float 0.009; 9 * 0.001 is not
+    return float(number) / 1000 if unit == "ms" else float(number) * _UNITS[unit]
+
+
+def _short(shown: str) -> str:
+    return shown if len(shown) <= 40 else f"{shown[:36]}…{shown[-1]}"
 
 
 def text(value: float) -> str:
-    """*value* seconds as a person would write it: ``0.25`` is ``250ms``, ``5400`` is ``1h30m``."""
-    if value < 1:
-        return f"{round(value * 1000, 3):g}ms" if value else "0s"
-    if value < 60:
-        return f"{round(value, 3):g}s"
+    """*value* seconds as a person would write it: ``0.25`` is ``250ms``, ``5400`` is ``1h30m``. From a second up, to the millisecond."""
+    total = round(value * 1000)
+    if total < 1000:
+        shown = f"{value * 1000:.6f}".rstrip("0").rstrip(".")
+        return "0s" if shown == "0" else f"{shown}ms"
     parts = []
-    rest = round(value)
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, rest = divmod(rest, size)
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
+        count, total = divmod(total, size)
         if count:
             parts.append(f"{count}{unit}")
+    if total:
+        parts.append(f"{total / 1000:.3f}".rstrip("0").rstrip(".") + "s")
     return "".join(parts)
