@@ -76,7 +76,7 @@ class Worker:
     @property
     def found(self) -> list[Found]:
         """What is bound now, in the order of queues.yaml."""
-        generation = self._dispatcher.generation if self._dispatcher is not None else None
+        generation = self._dispatcher.fleet.current if self._dispatcher is not None else None
         return [generation.found[name] for name in generation.queues] if generation is not None else []
 
     @property
@@ -121,8 +121,8 @@ class Worker:
             for broker in dict.fromkeys(settings.queues[name].broker for name in names):
                 await self._open(broker, "worker")
             dispatcher = self._dispatcher = Dispatcher(
-                adapter_of=self.adapter,
-                sender_of=self._sender,
+                adapter=self.adapter,
+                sender=self._sender,
                 make_body=self._body,
                 board=self._board,
                 journal=self._journal,
@@ -259,7 +259,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         if self._dispatcher is not None:
-            self._dispatcher.end()
+            self._dispatcher.fleet.end()
         for adapter in self._adapters.values():
             with contextlib.suppress(HandrailError):  # it said so itself; the others must be closed all the same
                 await adapter.close()
@@ -278,8 +278,8 @@ async def check_handlers(settings: Settings) -> tuple[list[Found], list[str]]:
     except StartError as error:
         return [], [str(error)]
     dispatcher = Dispatcher(
-        adapter_of=worker.adapter,
-        sender_of=worker._sender,
+        adapter=worker.adapter,
+        sender=worker._sender,
         make_body=ProcessBody,
         board=None,
         journal=Journal(),
@@ -292,6 +292,6 @@ async def check_handlers(settings: Settings) -> tuple[list[Found], list[str]]:
     except LoadError as error:
         return [], error.problems
     found = [generation.found[name] for name in names]
-    for host in generation.hosts:
+    for host in generation.hosts():
         await host.leave()
     return found, []

@@ -21,13 +21,16 @@ from handrail.errors import StartError
 from handrail.pipe import Batch, Found, Load, MemoryPipe, Pipe, SocketPipe, ToDispatcher, ToHost
 
 if TYPE_CHECKING:
-    from handrail.dispatcher.core import Run
+    from handrail.dispatcher.run import Run
 
 #: Seconds between pings, and without an answer after which a host is named in the log.
 PING_EVERY = 5.0
 #: Seconds that handlers may take to load, and a lifespan to be left.
 LOAD_TIMEOUT = 120.0
 LEAVE_TIMEOUT = 10.0
+
+
+Receive = Callable[["Host", Batch], None]
 
 
 class LoadError(StartError):
@@ -62,7 +65,7 @@ class Host:
         *,
         generation: str,
         board: Board | None,
-        receive: Callable[[Host, Batch], None],
+        receive: Receive,
         lost: Callable[[Host, str], None],
     ) -> None:
         self.body = body
@@ -75,7 +78,8 @@ class Host:
         self.runs: dict[int, Run] = {}
         #: Settled without its word (timed out, cancelled) and perhaps still running, by token.
         self.lingering: dict[int, Run] = {}
-        self.abandoned = 0
+        #: Tokens of threads that were abandoned and run on.
+        self.abandoned: set[int] = set()
         self.found: list[Found] = []
         self.ready = False
         #: Gets nothing new; ends when nothing of it runs.

@@ -5,14 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING
 
-from handrail.adapter import Adapter, Delivery, Subscription
+from handrail.adapter import Delivery, Subscription
 from handrail.config.model import CONCURRENCY, QueueSettings
 from handrail.dispatcher.settler import Settler
-
-if TYPE_CHECKING:
-    from handrail.dispatcher.hosts import Host
 
 #: Seconds of work that is fetched ahead: about what one round trip to the broker and one batch of settling take under load.
 AHEAD = 0.05
@@ -29,7 +25,6 @@ class Lane:
         "_finished",
         "_measured",
         "_rate",
-        "adapter",
         "buffer",
         "capacity",
         "kind",
@@ -41,8 +36,7 @@ class Lane:
         "window",
     )
 
-    def __init__(self, queue: QueueSettings, kind: str, adapter: Adapter, settler: Settler) -> None:
-        self.adapter = adapter
+    def __init__(self, queue: QueueSettings, kind: str, settler: Settler) -> None:
         self.settler = settler
         self.subscription: Subscription | None = None
         #: Delivered, fit to run, not given to a host yet.
@@ -78,6 +72,14 @@ class Lane:
         """Messages to fetch beyond the free slots: none for slow handlers, enough to keep fast ones busy."""
         return min(int(self._rate * AHEAD), MOST_AHEAD)
 
+    def forget(self, lost: list[Delivery]) -> None:
+        """*lost* is no longer ours. What waits is dropped; what runs may finish, and its outcome will be refused."""
+        gone = {id(delivery) for delivery in lost}
+        for waiting in (self.buffer, self.suspects):
+            kept = [delivery for delivery in waiting if id(delivery) not in gone]
+            waiting.clear()
+            waiting.extend(kept)
+
     def finished(self) -> None:
         """A job left its slot: measure the rate now and then, and let the credit follow it."""
         self.running -= 1
@@ -108,19 +110,3 @@ def concurrency(queue: QueueSettings, kind: str) -> int:
     if kind == "process":
         return os.cpu_count() or 1
     return CONCURRENCY[kind]
-
-
-class IsolatedPool:
-    """The hosts of one queue with ``isolation: process``: one job each, used again, replaced when they die."""
-
-    __slots__ = ("hosts", "starting")
-
-    def __init__(self) -> None:
-        self.hosts: list[Host] = []
-        self.starting = 0
-
-    def idle(self) -> Host | None:
-        for host in self.hosts:
-            if host.ready and not host.draining and not host.runs and not host.lingering:
-                return host
-        return None

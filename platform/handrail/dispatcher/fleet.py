@@ -1,0 +1,325 @@
+"""The fleet: which hosts there are, of which generation of the code, and which of them takes the next job.
+
+It starts, replaces and retires hosts. It gives them no messages and judges nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import structlog
+
+from handrail.board import Board
+from handrail.config.model import Settings
+from handrail.dispatcher.hosts import Body, Host, LoadError, Receive
+from handrail.dispatcher.lane import Lane
+from handrail.pipe import Found
+
+log = structlog.get_logger("handrail")
+
+#: Seconds that what timed out or was cancelled gets to unwind before its host is ended.
+UNWIND = 2.0
+#: Seconds that an idle host for suspects is kept.
+QUARANTINE_IDLE = 30.0
+#: Seconds a host must have lived for the next death to be answered without a pause.
+CALM = 30.0
+#: The longest pause, in seconds, before a host that keeps dying is started again.
+LONGEST_PAUSE = 30.0
+
+
+class Generation:
+    """The hosts of one state of the code: shared ones, some for each queue that wants isolation, one for suspects."""
+
+    def __init__(self, name: str, settings: Settings, queues: list[str]) -> None:
+        self.name = name
+        self.settings = settings
+        self.queues = queues
+        #: What the handlers turned out to be, by queue.
+        self.found: dict[str, Found] = {}
+        self.shared: list[Host] = []
+        #: Hosts of one job each, by queue.
+        self.isolated: dict[str, list[Host]] = {}
+        #: How many of those are starting, by queue.
+        self.starting: dict[str, int] = {}
+        self.quarantine: Host | None = None
+        self.quarantine_starting = False
+        #: Deaths of shared hosts that were not lived down yet.
+        self.deaths = 0
+
+    @property
+    def common(self) -> list[str]:
+        """The queues that the shared hosts serve."""
+        return [name for name in self.queues if self.settings.queues[name].isolation != "process"]
+
+    def hosts(self) -> list[Host]:
+        isolated = itertools.chain.from_iterable(self.isolated.values())
+        return [*self.shared, *isolated, *([self.quarantine] if self.quarantine is not None else [])]
+
+    def remove(self, host: Host) -> None:
+        if host is self.quarantine:
+            self.quarantine = None
+        for hosts in (self.shared, *self.isolated.values()):
+            if host in hosts:
+                hosts.remove(host)
+
+
+class Fleet:
+    """All hosts of a worker. *ready* is called whenever one can take jobs that could not before."""
+
+    def __init__(
+        self,
+        *,
+        make_body: Callable[[], Body],
+        board: Board | None,
+        processes: int,
+        receive: Receive,
+        lost: Callable[[Host, str], None],
+        ready: Callable[[], None],
+    ) -> None:
+        self._make_body = make_body
+        self._board = board
+        self._processes = processes
+        self._receive = receive
+        self._lost = lost
+        self._ready = ready
+        self._names = itertools.count(1)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.current: Generation | None = None
+        self._retired: list[Generation] = []
+        self.stopping = False
+
+    # -- generations ---------------------------------------------------------------------------------------------------
+
+    async def load(self, settings: Settings, queues: list[str]) -> Generation:
+        """Start the hosts of a new generation and wait until they are ready. Raises LoadError; then nothing of it is left."""
+        generation = Generation(f"{next(self._names)}", settings, queues)
+        if generation.common:
+            generation.shared = [self._new(generation, generation.common) for _ in range(self._processes)]
+        for name in queues:
+            if name not in generation.common:
+                # one at once, so that its handler is known to load and the first job need not wait
+                generation.isolated[name] = [self._new(generation, [name])]
+        hosts = generation.hosts()
+        try:
+            results = await asyncio.gather(*(host.start() for host in hosts), return_exceptions=True)
+            problems: dict[str, None] = {}
+            for result in results:
+                if isinstance(result, LoadError):
+                    problems.update(dict.fromkeys(result.problems))
+                elif isinstance(result, BaseException):
+                    raise result
+            if problems:
+                raise LoadError(list(problems))
+        except BaseException:
+            for host in hosts:
+                host.end()
+            raise
+        for host in hosts:
+            generation.found.update({found.queue: found for found in host.found})
+        return generation
+
+    def promote(self, generation: Generation) -> None:
+        """From now on *generation* gets the new jobs. The one before it keeps what it runs until :meth:`retire_old`."""
+        if self.current is not None:
+            self._retired.append(self.current)
+        self.current = generation
+
+    def retire_old(self) -> None:
+        """Let the hosts of former generations end as soon as nothing runs in them."""
+        for generation in self._retired:
+            for host in generation.hosts():
+                self.retire(host)
+
+    def __iter__(self) -> Iterator[Host]:
+        generations = [*([self.current] if self.current is not None else []), *self._retired]
+        return itertools.chain.from_iterable([generation.hosts() for generation in generations])
+
+    # -- choosing ------------------------------------------------------------------------------------------------------
+
+    def pick(self, lane: Lane) -> Host | None:
+        """A host that may take a job of *lane* now. None when there is none; `ready` will tell when one is."""
+        generation = self.current
+        assert generation is not None
+        if lane.isolated:
+            return self._pick_isolated(generation, lane)
+        best = None
+        for host in generation.shared:
+            if host.ready and not host.draining and (best is None or len(host.runs) < len(best.runs)):
+                best = host
+        return best
+
+    def _pick_isolated(self, generation: Generation, lane: Lane) -> Host | None:
+        name = lane.queue.name
+        hosts = generation.isolated.setdefault(name, [])
+        for host in hosts:
+            if host.ready and not host.draining and not host.runs and not host.lingering:
+                return host
+        staying = sum(1 for host in hosts if not host.draining)
+        if staying + generation.starting.get(name, 0) < lane.capacity:
+            generation.starting[name] = generation.starting.get(name, 0) + 1
+            self._spawn(self._start_isolated(generation, name))
+        return None
+
+    def pick_for_suspect(self) -> Host | None:
+        """The host in which suspects run, one at a time, so that a further death harms no bystander."""
+        generation = self.current
+        assert generation is not None
+        host = generation.quarantine
+        if host is not None and host.ready and not host.draining:
+            return host
+        if not generation.quarantine_starting:
+            generation.quarantine_starting = True
+            self._spawn(self._start_quarantine(generation))
+        return None
+
+    def suspect_ended(self, idle: Callable[[], bool]) -> None:
+        """A suspect ran to its end: unless *idle* says otherwise after a while, their host is no longer needed."""
+        self._spawn(self._end_quarantine(idle))
+
+    # -- starting ------------------------------------------------------------------------------------------------------
+
+    def _new(self, generation: Generation, queues: list[str]) -> Host:
+        return Host(
+            self._make_body(),
+            generation.settings,
+            queues,
+            generation=generation.name,
+            board=self._board,
+            receive=self._receive,
+            lost=self._gone,
+        )
+
+    async def _start(self, generation: Generation, queues: list[str], what: str) -> Host | None:
+        """One more host for *queues*, or None when it does not load; then it says so and waits a second."""
+        host = self._new(generation, queues)
+        try:
+            await host.start()
+        except LoadError as error:
+            log.error("a host did not start; it is tried again", serves=what, error=str(error))
+            await asyncio.sleep(1.0)
+            return None
+        return host
+
+    def _started(self, generation: Generation, host: Host | None) -> None:
+        if host is not None and (generation is not self.current or self.stopping):
+            self.retire(host)  # it came too late to be of use
+        self._ready()
+
+    async def _start_isolated(self, generation: Generation, name: str) -> None:
+        try:
+            host = await self._start(generation, [name], name)
+            if host is not None:
+                generation.isolated[name].append(host)
+        finally:
+            generation.starting[name] -= 1
+        self._started(generation, host)
+
+    async def _start_quarantine(self, generation: Generation) -> None:
+        try:
+            host = await self._start(generation, generation.common, "messages whose process died")
+            if host is not None:
+                generation.quarantine = host
+        finally:
+            generation.quarantine_starting = False
+        self._started(generation, host)
+
+    async def _start_shared(self, generation: Generation) -> None:
+        """One more shared host, tried again with growing pauses until it is up."""
+        while generation is self.current and not self.stopping:
+            if generation.deaths:
+                await asyncio.sleep(min(0.1 * 2 ** (generation.deaths - 1), LONGEST_PAUSE))
+            generation.deaths += 1
+            host = await self._start(generation, generation.common, ", ".join(generation.common))
+            if host is not None:
+                generation.shared.append(host)
+                self._started(generation, host)
+                asyncio.get_running_loop().call_later(CALM, self._calm, generation)
+                return
+
+    @staticmethod
+    def _calm(generation: Generation) -> None:
+        generation.deaths = max(0, generation.deaths - 1)
+
+    # -- ending --------------------------------------------------------------------------------------------------------
+
+    def retire(self, host: Host) -> None:
+        """No new work for *host*; it ends when what it runs has ended."""
+        host.draining = True
+        if not host.runs and not host.ended and not host.ending:
+            host.ending = True
+            self._spawn(self._leave(host))
+
+    async def _leave(self, host: Host) -> None:
+        until = time.monotonic() + UNWIND
+        while host.lingering and not host.ended and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        await host.leave()
+
+    def replace(self, host: Host) -> None:
+        """Retire the shared *host* once another has taken its place."""
+        generation = self.current
+        if generation is not None and host in generation.shared:
+            host.draining = True
+            self._spawn(self._replace(generation, host))
+
+    async def _replace(self, generation: Generation, host: Host) -> None:
+        await self._start_shared(generation)
+        self.retire(host)
+
+    def drop(self, host: Host) -> None:
+        """Kill *host* now, with everything it started."""
+        for generation in self._generations():
+            generation.remove(host)
+        host.end()
+
+    async def _end_quarantine(self, idle: Callable[[], bool]) -> None:
+        await asyncio.sleep(QUARANTINE_IDLE)
+        generation = self.current
+        if generation is not None and generation.quarantine is not None and idle():
+            self.retire(generation.quarantine)
+
+    def _generations(self) -> list[Generation]:
+        return [*([self.current] if self.current is not None else []), *self._retired]
+
+    def _gone(self, host: Host, how: str) -> None:
+        crashed = not host.ending
+        self._lost(host, how)
+        for generation in self._generations():
+            was_shared = host in generation.shared
+            generation.remove(host)
+            if crashed and was_shared and generation is self.current and not self.stopping:
+                self._spawn(self._start_shared(generation))
+        self._retired = [generation for generation in self._retired if generation.hosts()]
+        if crashed:
+            self._ready()
+
+    async def stop(self) -> None:
+        """Let every host leave its lifespan and end."""
+        self.stopping = True
+        hosts = [host for host in self if not host.ended]
+        for host in hosts:
+            host.ending = True
+        await asyncio.gather(*(self._leave(host) for host in hosts))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def end(self) -> None:
+        """Kill all hosts now."""
+        self.stopping = True
+        for host in self:
+            host.end()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("starting or ending a host failed", error=repr(error), exc_info=error)
