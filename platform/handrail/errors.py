@@ -53,6 +53,18 @@ class BufferFullError(SendError):
     """The bounded send buffer is full: the broker takes messages more slowly than they are sent, or not at all."""
 
 
+class BulkSendError(SendError):
+    """Some messages of a bulk were not accepted; the others were. Carries an error for each that was not."""
+
+    def __init__(self, errors: dict[int, SendError], total: int) -> None:
+        first = min(errors)
+        super().__init__(
+            f"{len(errors)} of {total} messages were not sent; the first is number {first}: {errors[first]}"
+        )
+        #: Why, by the message's place in the bulk, from 0.
+        self.errors = errors
+
+
 class BrokerError(HandrailError):
     """The broker refused or cannot be reached. One line: which broker (password masked), why, what to do."""
 
