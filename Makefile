@@ -1,0 +1,43 @@
+# make run · make test · make check · make bench · make chaos · make clean
+# Needs Python 3.11 or newer and make; everything else is installed into .venv, once.
+#
+#   make run ARGS="--help"            further arguments for the command
+#   make test ARGS="-k reload -x"     further arguments for pytest
+#   make run PYTHON=/path/to/python   another interpreter
+
+ARGS =
+PYTHON =
+RUN = @PYTHON="$(PYTHON)" sh .ci/environment run
+DEV = @PYTHON="$(PYTHON)" sh .ci/environment dev
+
+.PHONY: run test lint check bench chaos clean
+
+# exec: the worker itself is what make waits for, so that signals reach it and nothing stands between
+run:
+	$(RUN) && exec .venv/bin/platform run $(ARGS)
+
+test:
+	$(DEV) && exec .venv/bin/pytest $(ARGS)
+
+lint:
+	$(DEV)
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+check: lint
+	.venv/bin/pytest $(ARGS)
+
+# a few minutes; ARGS=--quick leaves out the million, ARGS=--help tells the rest
+bench:
+	$(DEV) && exec .venv/bin/python benchmarks/run.py $(ARGS)
+
+# the kill tests of tests/acceptance, with many rounds instead of a few
+ROUNDS = 60
+chaos:
+	$(DEV) && HANDRAIL_CHAOS_ROUNDS=$(ROUNDS) exec .venv/bin/pytest tests/acceptance -m chaos --timeout=3600 -s $(ARGS)
+
+# the messages in .platform are not ours to throw away
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
