@@ -23,11 +23,10 @@ import msgspec
 import structlog
 import yaml
 
-from handrail import config, transport
+from handrail import config, context, transport
 from handrail.adapter import Adapter, BrokerSettings, Delivery, Depth, QueueSpec, Settlement, State, Subscription, load
 from handrail.board import Board
 from handrail.config.model import Settings
-from handrail.context import queues as sender
 from handrail.dispatcher.verdict import Verdict
 from handrail.errors import SendError
 from handrail.logs import Journal
@@ -137,7 +136,7 @@ class _Direct:
         adapter = await self._project.client()
         done(await adapter.publish(messages, self.settings.send_timeout))
 
-    def flush(self, timeout: float) -> bool:  # noqa: ARG002 - every send of the harness waits for its receipt
+    def flush(self, timeout: float) -> bool:
         return True
 
 
@@ -298,12 +297,12 @@ class Project:
 
     def send(self, queue: str, message: Any, **options: Any) -> str:
         """Send and wait until the broker has it; the message's id."""
-        receipt = sender.send_to_queue(queue, message, **options)
+        receipt = context.queues.send_to_queue(queue, message, **options)
         receipt.wait(GENEROUS)
         return str(receipt.id)
 
     def send_bulk(self, queue: str, messages: Sequence[Any], **options: Any) -> None:
-        sender.send_bulk(queue, messages, **options).wait(GENEROUS)
+        context.queues.send_bulk(queue, messages, **options).wait(GENEROUS)
 
     def publish(self, *messages: Message) -> None:
         """Put *messages* into the broker as they are, as a foreign client would."""
@@ -343,7 +342,12 @@ class Project:
     # -- waiting -------------------------------------------------------------------------------------------------------
 
     def wait(
-        self, outcome: Outcome | None = None, *, count: int = 1, queue: str | None = None, id: str | None = None  # noqa: A002
+        self,
+        outcome: Outcome | None = None,
+        *,
+        count: int = 1,
+        queue: str | None = None,
+        id: str | None = None,  # noqa: A002
     ) -> list[Seen]:
         """The first *count* outcomes, or more, of that kind, queue and id, once there are so many."""
 
@@ -406,14 +410,16 @@ class Project:
 
     def story(self) -> str:
         """What happened, for the report of a test that failed."""
-        outcomes = [f"{one.at:.3f} {one.outcome} {one.message.queue} {one.id} {one.verdict.reason}" for one in self.seen]
+        outcomes = [
+            f"{one.at:.3f} {one.outcome} {one.message.queue} {one.id} {one.verdict.reason}" for one in self.seen
+        ]
         notes = [f"{one.at:.3f} {one.tag} {one.pid} {one.facts}" for one in self.notes()]
         logs = [str(entry) for entry in self.logs]
         return "\n".join(["outcomes:", *outcomes, "notes:", *notes, "log:", *logs])
 
     # -- what the worker tells -----------------------------------------------------------------------------------------
 
-    def _on_outcome(self, message: Message, verdict: Verdict, result: bytes | None, seconds: float) -> None:  # noqa: ARG002
+    def _on_outcome(self, message: Message, verdict: Verdict, result: bytes | None, seconds: float) -> None:
         value = None if result is None else msgspec.json.decode(result)
         with self._changed:
             self.seen.append(Seen(msgspec.structs.replace(message), verdict, value, time.time()))
