@@ -39,8 +39,6 @@ _RUN, _CANCEL, _SENT = int(ToHost.RUN), int(ToHost.CANCEL), int(ToHost.SENT)
 _DONE = int(ToDispatcher.DONE)
 _COMPLETED, _FAILED, _REJECTED, _LATER = int(End.COMPLETED), int(End.FAILED), int(End.REJECTED), int(End.LATER)
 
-#: Outcomes after which a job is over.
-_FINAL = frozenset({Outcome.COMPLETED, Outcome.DEAD, Outcome.EXPIRED, Outcome.CANCELLED})
 #: Seconds between two looks at what was cancelled from outside.
 CANCELLATIONS_EVERY = 1.0
 #: Seconds without an answer to a ping after which a host is named in the log.
@@ -296,9 +294,17 @@ class Dispatcher:
         )
         if judged.started:
             self.last_message = message
-        if (message.send or judged.result is not None) and self._ledger is not None and ruling.outcome in _FINAL:
+        if self._ledger is not None and (
+            message.send or judged.result is not None or ruling.outcome is Outcome.CANCELLED
+        ):
             self._ledger.finish(
-                message.queue, message.id, ruling.outcome, result=judged.result, error=ruling.reason, at=now()
+                message.queue,
+                message.id,
+                ruling.outcome,
+                result=judged.result,
+                error=ruling.reason,
+                at=now(),
+                attempts=message.attempts + 1,
             )
         if self._on_outcome is not None:
             self._on_outcome(message, ruling, judged.result, judged.seconds)
