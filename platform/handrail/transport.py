@@ -6,6 +6,7 @@ opens a publisher of its own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -47,3 +48,7 @@ def install(transport: Transport | None) -> None:
 def current() -> Transport | None:
     """The installed transport, or None outside a host."""
     return _current
+
+
+# a forked child must not write into its parent's pipe: it opens a publisher of its own
+os.register_at_fork(after_in_child=lambda: install(None))

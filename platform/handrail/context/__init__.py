@@ -1,0 +1,40 @@
+"""``from handrail import context``: what application code and handlers hold. It only gathers what others do.
+
+``context.queues`` sends. ``context.job`` is the delivery that the running handler handles, ``context.state`` what
+``_lifespan.py`` opened; both exist inside handlers only. ``context.configure`` says which project to send by, where
+``HANDRAIL_CONFIG`` and the working directory do not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from handrail.context.process import configure
+from handrail.context.queues import Item, Queues
+from handrail.context.receipt import BulkReceipt, Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    job: Any
+    state: Mapping[str, Any]
+
+__all__ = ["BulkReceipt", "Item", "Queues", "Receipt", "configure", "job", "queues", "state"]
+
+#: Sends to the project's queues.
+queues = Queues()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in {"job", "state"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from handrail.host import job as jobs  # noqa: PLC0415 - only handlers need it, and they have it loaded
+
+    if name == "state":
+        return jobs.state
+    try:
+        return jobs.current_job.get()
+    except LookupError:
+        from handrail.errors import HandrailError  # noqa: PLC0415 - as above
+
+        raise HandrailError("context.job exists only while a handler runs, in what the handler itself calls") from None

@@ -1,0 +1,387 @@
+"""The background publisher: one daemon thread with a loop that brings a process's messages to its brokers, in order.
+
+It serves application processes, which have no dispatcher. It takes nothing from a broker, and lets no caller wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from handrail import adapter as port
+from handrail import duration
+from handrail.config.model import Settings
+from handrail.context.callbacks import log
+from handrail.errors import BrokerError, BufferFullError, SendError, SendTimeoutError
+from handrail.message import Message
+from handrail.transport import Done
+
+#: The most that one publish carries, in messages and bytes: enough for one commit to serve many, little enough to gather.
+BATCH_MESSAGES = 5000
+BATCH_BYTES = 8 << 20
+#: Messages share a publish, and so its timeout, only while their own deadlines lie this close, as a share of send_timeout.
+_SPREAD = 0.1
+#: Seconds that an adapter may overrun the timeout it was given before it is thrown away.
+_OVERRUN = 2.0
+#: Seconds for which a broker's refusal stands before another send asks again.
+_REFUSED = 1.0
+#: Seconds an adapter gets to close.
+_CLOSING = 2.0
+
+
+class _Parcel:
+    """One submit, until the fate of its last message is known."""
+
+    __slots__ = ("deadline", "done", "errors", "left", "number", "size")
+
+    def __init__(self, size: int, done: Done, deadline: float) -> None:
+        self.number = 0
+        self.size = size
+        self.left = size
+        self.done = done
+        self.deadline = deadline
+        self.errors: dict[int, SendError] = {}
+
+
+class _Piece:
+    """The part of a parcel that goes to one broker, from ``at`` on."""
+
+    __slots__ = ("at", "indexes", "messages", "parcel")
+
+    def __init__(self, parcel: _Parcel, messages: list[Message], indexes: Sequence[int]) -> None:
+        self.parcel = parcel
+        self.messages = messages
+        self.indexes = indexes
+        self.at = 0
+
+
+_Share = tuple[_Parcel, Sequence[int]]
+
+
+class _Lane:
+    """One broker: what waits for it, and the adapter that takes it there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.waiting: deque[_Piece] = deque()
+        self.wake = asyncio.Event()
+        self.adapter: port.Adapter | None = None
+        self.opened = False
+        #: One line: what went wrong last, until something goes right.
+        self.trouble = ""
+        self.refused: BrokerError | None = None
+        self.refused_at = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def take(self, spread: float) -> tuple[list[Message], list[_Share], float]:
+        """The next batch, whose messages they are, and the deadline of the first."""
+        messages: list[Message] = []
+        shares: list[_Share] = []
+        size = 0
+        deadline = self.waiting[0].parcel.deadline
+        while self.waiting and self.waiting[0].parcel.deadline <= deadline + spread:
+            piece = self.waiting[0]
+            start = piece.at
+            end = min(len(piece.messages), start + BATCH_MESSAGES - len(messages))
+            for at in range(start, end):
+                size += len(piece.messages[at].body)
+                if size > BATCH_BYTES and (messages or at > start):
+                    end = at
+                    break
+            messages += piece.messages[start:end] if (start, end) != (0, len(piece.messages)) else piece.messages
+            if end > start:
+                shares.append((piece.parcel, piece.indexes[start:end]))
+            piece.at = end
+            if end < len(piece.messages):
+                break
+            self.waiting.popleft()
+        return messages, shares, deadline
+
+    def state(self) -> str:
+        """One line: how the broker is."""
+        if self.opened and self.adapter is not None:
+            try:
+                return self.adapter.health().detail
+            except Exception as error:  # noqa: BLE001 - an adapter's fault must not hide the timeout
+                return f"{type(error).__name__}: {error}"
+        return self.trouble or "still connecting"
+
+
+class Publisher:
+    """A transport that publishes in the background of this process. Its thread starts with it and dies with the process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # reentrant, for a finaliser or a signal handler may send, too, at any instruction
+        self._lock = threading.RLock()
+        self._moved = threading.Condition(self._lock)
+        # guarded by the lock, from here
+        self._inbox: deque[tuple[_Parcel, list[Message]]] = deque()
+        self._open: dict[int, _Parcel] = {}
+        self._number = 0
+        self._buffered = 0
+        self._woken = False
+        self._closed = False
+        # to here; the loop's own, from here
+        self._lanes: dict[str, _Lane] = {}
+        self._brokers = {name: queue.broker for name, queue in settings.queues.items()}
+        self._only = next(iter(settings.brokers)) if len(settings.brokers) == 1 else ""
+        # always this loop, not the policy's: the application's choice of loop is not a choice for this thread
+        self._loop = asyncio.SelectorEventLoop()
+        self._thread = threading.Thread(target=self._run, name="handrail-publisher", daemon=True)
+        self._thread.start()
+
+    @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @property
+    def buffered(self) -> int:
+        """Messages whose fate is open."""
+        return self._buffered
+
+    def submit(self, messages: list[Message], done: Done) -> None:
+        """See :class:`handrail.transport.Transport`. The list is kept: do not change it afterwards."""
+        count = len(messages)
+        limit = self._settings.send_buffer
+        parcel = _Parcel(count, done, time.monotonic() + self._settings.send_timeout)
+        entry = (parcel, messages)
+        with self._lock:
+            if self._closed:
+                raise SendError("nothing more is sent here: the process is ending, or was given another project")
+            if self._buffered + count > limit:
+                raise BufferFullError(self._full(count, limit))
+            self._number = parcel.number = self._number + 1
+            self._buffered += count
+            self._open[parcel.number] = parcel
+            self._inbox.append(entry)
+            woken, self._woken = self._woken, True
+        if not woken:
+            self._loop.call_soon_threadsafe(self._gather)
+
+    def flush(self, timeout: float) -> bool:
+        """See :class:`handrail.transport.Transport`."""
+        with self._lock:
+            last = self._number
+            return self._moved.wait_for(lambda: not self._open or next(iter(self._open)) > last, timeout)
+
+    def close(self, timeout: float) -> bool:
+        """Flush for up to *timeout* seconds, then take nothing more and disconnect; whether everything met its fate."""
+        with self._lock:
+            self._closed = True
+        flushed = self.flush(timeout)
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._begin_end)
+            self._thread.join(_CLOSING + 1.0)
+        return flushed
+
+    def _full(self, count: int, limit: int) -> str:
+        if count > limit:
+            return f"{count:,} messages at once are more than send_buffer ({limit:,}); send them in parts"
+        return (
+            f"the send buffer is full: {self._buffered:,} of {limit:,} messages wait for the broker; "
+            "wait for receipts, send more slowly, or raise send_buffer"
+        )
+
+    # ------------------------------------------------------------------------------------------- on the thread's loop
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    def _gather(self) -> None:
+        with self._lock:
+            found = list(self._inbox)
+            self._inbox.clear()
+            self._woken = False
+        for parcel, messages in found:
+            if self._only:
+                self._enqueue(self._only, _Piece(parcel, messages, range(len(messages))))
+                continue
+            indexes: dict[str, list[int]] = {}
+            for index, message in enumerate(messages):
+                indexes.setdefault(self._brokers[message.queue], []).append(index)
+            for broker, chosen in indexes.items():
+                self._enqueue(broker, _Piece(parcel, [messages[index] for index in chosen], chosen))
+
+    def _enqueue(self, broker: str, piece: _Piece) -> None:
+        lane = self._lanes.get(broker)
+        if lane is None:
+            lane = self._lanes[broker] = _Lane(broker)
+            lane.task = self._loop.create_task(self._serve(lane))
+        lane.waiting.append(piece)
+        if lane.timer is None:
+            self._watch(lane)
+        lane.wake.set()
+
+    async def _serve(self, lane: _Lane) -> None:
+        spread = self._settings.send_timeout * _SPREAD
+        while True:
+            while not lane.waiting:
+                lane.wake.clear()
+                await lane.wake.wait()
+            try:
+                adapter = await self._adapter(lane)
+                if adapter is not None and lane.waiting:
+                    await self._publish(lane, adapter, *lane.take(spread))
+            except Exception as error:  # noqa: BLE001 - a fault here must fail the sends, not silence the lane
+                log("the background publisher stumbled", broker=lane.name, exc_info=error)
+                self._fail_waiting(lane, f"broker {lane.name!r}: {type(error).__name__}: {error}")
+
+    async def _publish(
+        self, lane: _Lane, adapter: port.Adapter, messages: list[Message], shares: list[_Share], deadline: float
+    ) -> None:
+        failures: dict[int, SendError]
+        left = max(0.05, deadline - time.monotonic())
+        try:
+            failures = await asyncio.wait_for(adapter.publish(messages, left), left + _OVERRUN)
+        except TimeoutError:
+            text = self._late(lane, handed=True)
+            failures = dict.fromkeys(range(len(messages)), SendTimeoutError(text))
+            await self._drop(lane)
+        except BrokerError as error:
+            failures = dict.fromkeys(range(len(messages)), _as_send_error(error))
+            lane.trouble = str(error)
+            await self._drop(lane)
+        except Exception as error:  # noqa: BLE001 - an adapter's fault is the batch's, and the next one may do better
+            lane.trouble = f"{type(error).__name__}: {error}"
+            log("an adapter failed to publish", broker=lane.name, exc_info=error)
+            failures = dict.fromkeys(range(len(messages)), SendError(f"broker {lane.name!r}: {lane.trouble}"))
+            await self._drop(lane)
+        finished: list[_Parcel] = []
+        at = 0
+        for parcel, indexes in shares:
+            count = len(indexes)
+            if failures:
+                for offset in range(count):
+                    if (failure := failures.get(at + offset)) is not None:
+                        parcel.errors[indexes[offset]] = failure
+                at += count
+            parcel.left -= count
+            if not parcel.left:
+                finished.append(parcel)
+        self._settle(finished)
+
+    def _settle(self, parcels: list[_Parcel]) -> None:
+        for parcel in parcels:
+            try:
+                parcel.done(parcel.errors)
+            except Exception as error:  # noqa: BLE001 - one sender's fault must not cost the others their news
+                log("telling a sender what became of its message failed", exc_info=error)
+        with self._lock:
+            for parcel in parcels:
+                self._buffered -= parcel.size
+                del self._open[parcel.number]
+            self._moved.notify_all()
+
+    # -------------------------------------------------------------------------------------------------------- adapter
+
+    async def _adapter(self, lane: _Lane) -> port.Adapter | None:
+        """The lane's adapter, open; None when the broker refused or nobody waits any more."""
+        if lane.opened:
+            return lane.adapter
+        if lane.refused is not None and time.monotonic() - lane.refused_at < _REFUSED:
+            self._fail_waiting(lane, lane.refused)
+            return None
+        pause = 0.1
+        while lane.waiting:
+            try:
+                lane.adapter = port.load(self._settings.brokers[lane.name])
+                await lane.adapter.open("client")
+                await lane.adapter.declare([q.spec for q in self._settings.queues.values() if q.broker == lane.name])
+            except BrokerError as error:  # by the port's word, waiting does not mend it
+                lane.refused, lane.refused_at, lane.trouble = error, time.monotonic(), str(error)
+                await self._drop(lane)
+                self._fail_waiting(lane, error)
+                return None
+            except Exception as error:  # noqa: BLE001 - whatever it is, the broker may be there in a moment
+                lane.trouble = f"{type(error).__name__}: {error}"
+                await self._drop(lane)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 2.0)
+            else:
+                lane.opened, lane.trouble, lane.refused = True, "", None
+                return lane.adapter
+        return None
+
+    async def _drop(self, lane: _Lane) -> None:
+        adapter, lane.adapter, lane.opened = lane.adapter, None, False
+        if adapter is None:
+            return
+        try:
+            await asyncio.wait_for(adapter.close(), _CLOSING)
+        except Exception as error:  # noqa: BLE001 - it is given up anyway
+            lane.trouble = lane.trouble or f"{type(error).__name__}: {error}"
+
+    # ------------------------------------------------------------------------------------------------------- deadlines
+
+    def _watch(self, lane: _Lane) -> None:
+        wait = max(0.0, lane.waiting[0].parcel.deadline - time.monotonic())
+        lane.timer = self._loop.call_later(wait, self._expire, lane)
+
+    def _expire(self, lane: _Lane) -> None:
+        """Fail what waits beyond its deadline without having been handed to the broker."""
+        lane.timer = None
+        now = time.monotonic()
+        late: list[_Piece] = []
+        while lane.waiting and lane.waiting[0].parcel.deadline <= now:
+            late.append(lane.waiting.popleft())
+        if late:
+            self._fail(late, SendTimeoutError(self._late(lane, handed=False)))
+        if lane.waiting:
+            self._watch(lane)
+
+    def _late(self, lane: _Lane, *, handed: bool) -> str:
+        limit = duration.text(self._settings.send_timeout)
+        place = port.masked(self._settings.brokers[lane.name].url)
+        fate = "did not confirm" if handed else "took nothing"
+        after = "; it may or may not have it" if handed else ""
+        return f"broker {lane.name!r} ({place}) {fate} within {limit}: {lane.state()}{after}"
+
+    def _fail_waiting(self, lane: _Lane, why: BrokerError | str) -> None:
+        pieces = list(lane.waiting)
+        lane.waiting.clear()
+        self._fail(pieces, SendError(why) if isinstance(why, str) else _as_send_error(why))
+
+    def _fail(self, pieces: list[_Piece], error: SendError) -> None:
+        finished: list[_Parcel] = []
+        for piece in pieces:
+            rest = piece.indexes[piece.at :]
+            piece.parcel.errors.update(dict.fromkeys(rest, error))
+            piece.parcel.left -= len(rest)
+            if not piece.parcel.left:
+                finished.append(piece.parcel)
+        self._settle(finished)
+
+    # ------------------------------------------------------------------------------------------------------------ end
+
+    def _begin_end(self) -> None:
+        self._ending = self._loop.create_task(self._end())
+
+    async def _end(self) -> None:
+        for lane in self._lanes.values():
+            if lane.task is not None:
+                lane.task.cancel()
+            if lane.timer is not None:
+                lane.timer.cancel()
+        await asyncio.gather(*(lane.task for lane in self._lanes.values() if lane.task), return_exceptions=True)
+        await asyncio.gather(*(self._drop(lane) for lane in self._lanes.values()), return_exceptions=True)
+        error = SendError("the process ended before the broker had confirmed; it may or may not have the message")
+        for parcel in (rest := list(self._open.values())):
+            for index in range(parcel.size):
+                parcel.errors.setdefault(index, error)
+        self._settle(rest)
+        self._loop.stop()
+
+
+def _as_send_error(error: BrokerError) -> SendError:
+    made = SendError(str(error))
+    made.__cause__ = error
+    return made
