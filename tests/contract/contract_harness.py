@@ -58,6 +58,12 @@ def note(tag, *facts):
     os.close(descriptor)
 
 
+def count(tag):
+    """How many notes of that tag there are."""
+    with open(ROOT / "notes.jsonl") as notes:
+        return sum(json.loads(line)[0] == tag for line in notes)
+
+
 def is_open(name):
     return (ROOT / "gates" / name).exists()
 
@@ -197,10 +203,10 @@ class Project:
     # -- writing -------------------------------------------------------------------------------------------------------
 
     def handler(self, source: str, name: str = "work") -> None:
-        """Write handlers/*name*.py. ``note``, ``gate``, ``agate`` and ``is_open`` are imported for it."""
+        """Write handlers/*name*.py. The names of ``notes`` are imported for it."""
         path = self.handlers / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("from notes import agate, gate, is_open, note\n" + textwrap.dedent(source))
+        path.write_text("from notes import agate, count, gate, is_open, note\n" + textwrap.dedent(source))
 
     def queues(self, queues: dict[str, Any] | None = None, /, **settings: Any) -> None:
         """Write queues.yaml: *queues* by name, *settings* beside them. Without any: ``work`` bound to handlers/work.py."""

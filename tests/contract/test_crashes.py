@@ -1,0 +1,269 @@
+"""Processes that die, workers that stop, code that is replaced: nothing is lost, and the innocent are not blamed."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from contract_harness import Project
+
+from handrail.outcome import Outcome
+
+needs = pytest.mark.needs
+
+
+def test_a_message_whose_process_died_is_delivered_again(project: Project) -> None:
+    """When its process dies a message runs again; a crash is counted, and no attempt."""
+    project.handler("""
+        import os
+        from handrail import context
+        def handler(message):
+            note('ran', context.job.attempt, context.job.crashes)
+            if context.job.crashes == 0: os._exit(9)
+    """)
+    project.queues({"work": {"handler": "work", "attempts": 1}})
+    project.start()
+
+    project.send("work", 1)
+
+    last = project.one(Outcome.COMPLETED)
+    assert [one.facts for one in project.notes("ran")] == [(1, 0), (1, 1)]
+    assert (last.message.attempts, last.message.starts, last.message.crashes) == (0, 1, 1)
+    assert project.one(Outcome.CRASHED).id == last.id
+
+
+def test_a_poison_message_is_dead_after_max_crashes(project: Project) -> None:
+    """A message that kills its process `max_crashes` times is dead with that as its reason."""
+    project.handler("import os, signal\ndef handler(message): note('ran'); os.kill(os.getpid(), signal.SIGKILL)")
+    project.queues({"work": {"handler": "work", "max_crashes": 2}})
+    project.start()
+
+    project.send("work", 1)
+
+    assert "died 2 times" in project.one(Outcome.DEAD).verdict.reason
+    assert len(project.notes("ran")) == 2
+    letter = project.peek(state="dead")[0]
+    assert (letter.crashes, letter.attempts) == (2, 0)
+
+
+def test_suspects_run_one_at_a_time_and_bystanders_are_not_blamed(project: Project) -> None:
+    """What ran beside a poison message is not dead-lettered with it: suspects run alone until the guilty one is known."""
+    project.handler("""
+        import os
+        from handrail import context
+        async def handler(message):
+            note('in', message)
+            if message == 'poison':
+                if context.job.crashes == 0:
+                    await agate("all")
+                os._exit(9)
+            if context.job.crashes == 0:
+                await agate("never")
+            note('out', message)
+    """)
+    project.queues({"work": {"handler": "work", "concurrency": 10, "max_crashes": 2}})
+    project.start()
+    project.send_bulk("work", ["a", "b", "poison", "c", "d"])
+    project.noted("in", 5)
+
+    project.open("all")
+
+    assert [one.payload for one in project.wait(Outcome.DEAD)] == ["poison"]
+    completed = project.wait(Outcome.COMPLETED, count=4)
+    assert sorted(one.payload for one in completed) == ["a", "b", "c", "d"]
+    assert {one.message.crashes for one in completed} == {1}
+    again = [(one.tag, one.facts[0]) for one in project.notes() if one.tag in ("in", "out")][5:]
+    inside = 0
+    for tag, payload in again:
+        inside += {"in": 1, "out": -1}[tag]
+        if payload == "poison":
+            inside -= 1  # it leaves no note when it dies
+        assert inside in (0, 1)
+
+
+def test_what_was_only_handed_over_is_no_suspect(project: Project) -> None:
+    """Only what was running is suspect when a process dies: what waited behind it has no crash to its name."""
+    project.handler("""
+        import os
+        from handrail import context
+        def handler(message):
+            note('ran', message, context.job.crashes)
+            if message == 'poison': os._exit(9)
+    """)
+    project.queues({"work": {"handler": "work", "concurrency": 1, "max_crashes": 1}})
+    project.send_bulk("work", ["poison", "a", "b", "c"])
+    project.start()
+
+    project.wait(Outcome.COMPLETED, count=3)
+
+    assert project.one(Outcome.DEAD).payload == "poison"
+    assert {one.facts for one in project.notes("ran")} == {("poison", 0), ("a", 0), ("b", 0), ("c", 0)}
+
+
+def test_a_death_of_an_isolated_process_harms_nobody_else(project: Project) -> None:
+    """An isolated handler that dies takes nothing of other queues with it."""
+    project.handler("import os\ndef handler(message): os._exit(9)", "dies")
+    project.handler("def handler(message): note('in'); gate(\"go\")")
+    project.queues({"dies": {"handler": "dies", "isolation": "process", "max_crashes": 1}, "work": "work"})
+    project.start()
+    project.send("work", 1)
+    project.noted("in")
+
+    project.send("dies", 1)
+
+    assert project.one(Outcome.DEAD, queue="dies")
+    project.open("go")
+    project.one(Outcome.COMPLETED, queue="work")
+    assert len(project.notes("in")) == 1
+
+
+def test_a_killed_host_is_replaced_and_its_work_done(project: Project) -> None:
+    """SIGKILL to a host in the midst of work loses nothing: all of it is done by the host that follows."""
+    project.handler("""
+        import asyncio
+        async def handler(message):
+            note('in', message)
+            if not is_open("go"): await agate("go")
+    """)
+    project.queues({"work": {"handler": "work", "concurrency": 5}})
+    running = project.start()
+    project.send_bulk("work", list(range(30)))
+    project.noted("in", 5)
+
+    for pid in running.host_pids():
+        os.kill(pid, signal.SIGKILL)
+    project.open("go")
+
+    project.wait(Outcome.COMPLETED, count=30)
+    assert sorted(one.payload for one in project.wait(Outcome.COMPLETED)) == list(range(30))
+    assert len(project.wait(Outcome.CRASHED)) == 5
+
+
+def test_a_drain_lets_running_handlers_finish(project: Project) -> None:
+    """A stop starts nothing new and waits for what runs; finished within `drain_timeout` it is completed."""
+    project.handler("def handler(message): note('in', message); gate(\"go\")")
+    project.queues({"work": {"handler": "work", "concurrency": 1}})
+    running = project.start()
+    project.send_bulk("work", ["runs", "waits"])
+    project.noted("in")
+
+    async def stop() -> int:
+        import asyncio
+
+        stopping = asyncio.ensure_future(running.worker.stop(20.0))
+        while not running.worker.dispatcher.stopping:
+            await asyncio.sleep(0.005)
+        project.open("go")
+        return await stopping
+
+    assert project.run(stop()) == 0
+    running.stopped = True
+    assert [(one.payload, one.outcome) for one in project.seen] == [("runs", Outcome.COMPLETED)]
+    assert [one.body for one in project.peek()] == [b'"waits"']
+    assert [one.facts for one in project.notes("in")] == [("runs",)]
+
+
+@pytest.mark.parametrize("kind", ["async", "thread", "process"])
+def test_what_outlives_the_drain_is_interrupted_and_no_attempt(project: Project, kind: str) -> None:
+    """What still runs after the drain goes back: a start, not an attempt; and it runs again elsewhere."""
+    word, gate = ("async def", "await agate") if kind == "async" else ("def", "gate")
+    project.handler(f"""
+        from handrail import context
+        {word} handler(message):
+            note('in', context.job.attempt, context.job.starts)
+            {gate}("go")
+    """)
+    isolation = {"isolation": "process"} if kind == "process" else {}
+    project.queues({"work": {"handler": "work", "attempts": 1, **isolation}})
+    running = project.start()
+    project.send("work", 1)
+    project.noted("in")
+
+    assert running.stop(drain=0.05) == 1
+
+    assert project.one().outcome is Outcome.INTERRUPTED
+    project.open("go")
+    project.start()
+    project.one(Outcome.COMPLETED)
+    assert [one.facts for one in project.notes("in")] == [(1, 1), (1, 2)]
+
+
+def test_a_reload_disturbs_nothing_in_flight(project: Project) -> None:
+    """After a reload new messages run new code, while what runs finishes in the old code, once."""
+    project.handler("def handler(message):\n    note('in', message)\n    gate(\"go\")\n    return 'old'")
+    project.queues({"work": {"handler": "work", "concurrency": 2}})
+    running = project.start()
+    project.send("work", "first")
+    project.noted("in")
+    project.handler("def handler(message):\n    note('in', message)\n    return 'new'")
+
+    report = running.reload()
+
+    assert report.problems == []
+    project.send("work", "second")
+    assert project.one(Outcome.COMPLETED).result == "new"
+    project.open("go")
+    results = {one.payload: one.result for one in project.wait(Outcome.COMPLETED, count=2)}
+    assert results == {"first": "old", "second": "new"}
+    assert [one.facts[0] for one in project.notes("in")] == ["first", "second"]
+
+
+def test_concurrency_holds_across_a_reload(project: Project) -> None:
+    """`concurrency: 1` counts old and new code together: nothing new starts before the old has ended."""
+    project.handler("def handler(message): note('in', message); gate(\"go\"); note('out', message)")
+    project.queues({"work": {"handler": "work", "concurrency": 1}})
+    running = project.start()
+    project.send_bulk("work", ["first", "second"])
+    project.noted("in")
+
+    running.reload()
+    project.open("go")
+
+    project.wait(Outcome.COMPLETED, count=2)
+    told = [(one.tag, one.facts[0]) for one in project.notes()]
+    assert told == [("in", "first"), ("out", "first"), ("in", "second"), ("out", "second")]
+
+
+def test_two_saves_within_a_second_leave_no_stale_code(project: Project) -> None:
+    """Code saved twice in the same second, with the same size, is the code that runs."""
+    project.handler("def handler(message): return 'a'")
+    running = project.start()
+    for version in "bcd":
+        project.handler(f"def handler(message): return '{version}'")
+        assert running.reload().problems == []
+        project.send("work", version)
+        project.wait(Outcome.COMPLETED, count="bcd".index(version) + 1)
+
+    assert all(one.result == one.payload for one in project.seen)
+
+
+def test_a_broken_file_leaves_the_old_code_serving(project: Project) -> None:
+    """A reload of a file that does not load changes nothing, and says what is wrong with file and line."""
+    project.handler("def handler(message): return 'old'")
+    running = project.start()
+    project.handler("def handler(message):\n    return 'new'\nraise RuntimeError('not like this')")
+
+    report = running.reload()
+
+    assert "work.py" in "\n".join(report.problems)
+    assert "not like this" in "\n".join(report.problems)
+    project.send("work", 1)
+    assert project.one(Outcome.COMPLETED).result == "old"
+
+
+def test_a_reload_adopts_new_settings_and_queues(project: Project) -> None:
+    """A queue added, one left out and a setting changed are served as they now stand, without a restart."""
+    project.handler("def handler(message): raise ValueError")
+    project.handler("def handler(message): pass", "other")
+    project.queues({"work": {"handler": "work", "attempts": 5, "backoff": ["1h"]}, "gone": "other"})
+    running = project.start()
+    project.queues({"work": {"handler": "work", "attempts": 1}, "added": "other", "gone": None})
+
+    report = running.reload()
+
+    assert report.problems == []
+    project.send("work", 1)
+    assert project.one(queue="work").outcome is Outcome.DEAD
+    project.send("added", 1)
+    assert project.one(queue="added").outcome is Outcome.COMPLETED
