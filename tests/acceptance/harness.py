@@ -383,6 +383,11 @@ class Project:
         wanted = set(numbers)
         wait_for(lambda: wanted <= set(self.counts(event)), f"{event} of {sorted(wanted)}", timeout)
 
+    def until_more(self, event: str, number: int) -> None:
+        """Wait until *number* more notes of *event* than there are now."""
+        before = len(self.entries(event))
+        wait_for(lambda: len(self.entries(event)) >= before + number, f"{number} more of {event}")
+
     def overlaps(self) -> list[int]:
         """The messages that ran in two places at once: a run showed life after the next run of its message had begun."""
         found = []

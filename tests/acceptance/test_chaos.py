@@ -127,10 +127,11 @@ def kill_everything(worker: Running, _chance: random.Random) -> Kill:
 
 def kill_one(worker: Running, chance: random.Random) -> Kill:
     """SIGKILL for any one process of the tree."""
-    victim = chance.choice(worker.tree())
+    pids = worker.tree()
+    victim = chance.choice(pids)
     at = time.monotonic()
     os.kill(victim, signal.SIGKILL)
-    return Kill(at, frozenset([victim]) if victim != worker.pid else frozenset(worker.tree()) | {victim})
+    return Kill(at, frozenset(pids if victim == worker.pid else [victim]))
 
 
 @pytest.mark.parametrize("kill", [kill_the_worker, kill_everything, kill_one])
@@ -143,10 +144,7 @@ def test_killing_at_random_moments_loses_nothing(
     worker = project.worker("work", "--processes", "2")
     for number in range(ROUNDS):
         load.go_on()
-        handled = len(project.entries("end"))
-        wait_for(
-            lambda handled=handled: len(project.entries("end")) > handled + 20, f"round {number}: the load is handled"
-        )
+        project.until_more("end", 20)
         # the moment is the point: this waits for nothing
         time.sleep(chance.random() * 0.5)
         kills.append(kill(worker, chance))
@@ -200,8 +198,7 @@ def test_freezing_and_waking_loses_and_repeats_nothing(project: Project, load: L
     workers = [project.worker("work"), project.worker("work")]
     for _ in range(ROUNDS):
         load.go_on()
-        handled = len(project.entries("end"))
-        wait_for(lambda handled=handled: len(project.entries("end")) > handled + 20, "the load is handled")
+        project.until_more("end", 20)
         frozen = chance.choice(workers).tree()
         for pid in frozen:
             os.kill(pid, signal.SIGSTOP)
@@ -222,8 +219,7 @@ def test_draining_at_random_moments_repeats_nothing(project: Project, load: Load
     for _ in range(ROUNDS):
         worker = project.worker("work")
         load.go_on()
-        handled = len(project.entries("end"))
-        wait_for(lambda handled=handled: len(project.entries("end")) > handled + 20, "the load is handled")
+        project.until_more("end", 20)
         time.sleep(chance.random() * 0.3)
         assert worker.stop() == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from harness import Project, Running, wait_for
@@ -219,12 +220,15 @@ def test_no_message_is_lost_or_repeated_while_files_are_saved(project: Project) 
     sender = project.sender("task", range(1500), pace=0.002)
 
     for version in range(1, 5):
-        done = len(worker.events("reloaded"))
         project.write("handlers/task.py", body + f"VERSION = {version}\n")
-        wait_for(lambda done=done: len(worker.events("reloaded")) > done, "it reloaded")
+        wait_for(partial(_has_reloaded, worker, version), "it reloaded")
 
     confirmed = sender.finish()
     assert len(confirmed) == 1500
     project.until("end", *confirmed)
     assert worker.stop() == 0
     assert set(project.counts("start").values()) == {1}
+
+
+def _has_reloaded(worker: Running, times: int) -> bool:
+    return len(worker.events("reloaded")) >= times
