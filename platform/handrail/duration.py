@@ -60,7 +60,10 @@ def _short(shown: str) -> str:
 
 
 def text(value: float) -> str:
-    """*value* seconds as a person would write it: ``0.25`` is ``250ms``, ``5400`` is ``1h30m``. From a second up, to the millisecond."""
+    """*value* seconds as a person would write it: ``0.25`` is ``250ms``, ``5400`` is ``1h30m``.
+
+    From a second up it is rounded to the millisecond.
+    """
     total = round(value * 1000)
     if total < 1000:
         shown = f"{value * 1000:.6f}".rstrip("0").rstrip(".")
