@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from handrail.context.process import configure
 from handrail.context.queues import Item, Queues
 from handrail.context.receipt import BulkReceipt, Receipt
+from handrail.errors import HandrailError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from handrail.host.job import Job
 
-    job: Any
-    state: Mapping[str, Any]
+    job: Job
+    state: dict[str, Any]
 
 __all__ = ["BulkReceipt", "Item", "Queues", "Receipt", "configure", "job", "queues", "state"]
 
@@ -32,9 +33,10 @@ def __getattr__(name: str) -> Any:
 
     if name == "state":
         return jobs.state
-    try:
-        return jobs.current_job.get()
-    except LookupError:
-        from handrail.errors import HandrailError  # noqa: PLC0415 - as above
-
-        raise HandrailError("context.job exists only while a handler runs, in what the handler itself calls") from None
+    current = jobs.current_job.get()
+    if current is None:
+        raise HandrailError(
+            "there is no job here: context.job exists only inside a handler, and in a thread that a handler starts "
+            "by itself only when contextvars.copy_context() carries it there"
+        )
+    return current
