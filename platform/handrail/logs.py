@@ -113,7 +113,8 @@ class Sink(io.TextIOBase):
                 data = self._write_now(data)
             if not data:
                 return
-            if self._waiting + len(data) > BACKLOG_BYTES:
+            # what is left of a line that was begun is kept whatever its size, so that no line is torn
+            if self._backlog and self._waiting + len(data) > BACKLOG_BYTES:
                 self._dropped += 1
                 return
             self._backlog.append(data)
@@ -222,10 +223,11 @@ def configure(*, colors: bool | None = None, level: str | None = None, stream: T
     _Set.people = target.isatty() if colors is None else colors
     _Set.colors = _Set.people and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     _Set.level = number
-    render = _People(_Set.colors) if _Set.people else _Json()
+    render = _silence if number > 50 else _People(_Set.colors) if _Set.people else _Json()
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, _add_time, mask_secrets, render],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        # structlog knows no level above critical, which _silence takes away as well
+        wrapper_class=structlog.make_filtering_bound_logger(min(number, 50)),
         logger_factory=lambda *_args: _Line(),
         cache_logger_on_first_use=False,
     )
@@ -331,6 +333,10 @@ def _add_time(_logger: WrappedLogger, method: str, event: EventDict) -> EventDic
     return event
 
 
+def _silence(_logger: WrappedLogger, _method: str, _event: EventDict) -> EventDict:
+    raise structlog.DropEvent
+
+
 class _Json:
     """One JSON object a line: timestamp (ISO 8601, UTC), level, event, then the fields."""
 
@@ -345,7 +351,15 @@ class _Json:
         try:
             return msgspec.json.encode(first, enc_hook=repr).decode() + "\n"
         except (ValueError, TypeError, RecursionError):  # lone surrogates, odd keys
-            return json.dumps({str(key): value for key, value in first.items()}, default=repr) + "\n"
+            return json.dumps(_simple(first), default=repr, skipkeys=True) + "\n"
+
+
+def _simple(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _simple(item, depth + 1) for key, item in value.items()} if depth < 8 else repr(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_simple(item, depth + 1) for item in value] if depth < 8 else repr(value)
+    return value
 
 
 _COLOUR = {"debug": "2", "info": "36", "warning": "33", "error": "31"}
