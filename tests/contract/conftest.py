@@ -53,8 +53,8 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> BrokerSettings:
     capabilities = load(found).capabilities
     for mark in request.node.iter_markers("needs"):
         for capability in mark.args:
-            if capabilities[capability] is False:
-                pytest.skip(f"{broker.name} declares that it has no {capability.value}")
+            if capabilities[capability] is False or capability in broker.lacks:
+                pytest.skip(f"{broker.name} does not have: {capability.value}")
     return found
 
 

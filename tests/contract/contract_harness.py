@@ -236,6 +236,8 @@ class Project:
         """A worker of this project, serving when this returns."""
         if not (self.root / "queues.yaml").exists():
             self.queues()
+        # opened first and closed last, for a broker in memory lives as long as somebody has it open
+        self.run(self.client())
         worker = Worker(
             self.load(),
             queues=queues,

@@ -14,7 +14,6 @@ import pytest
 from contract_harness import GENEROUS, Port, message
 
 from handrail.adapter import Adapter, Capability, Delivery, Settlement, Verb, load
-from handrail.board import RUNNING, Board
 
 needs = pytest.mark.needs
 
@@ -195,15 +194,3 @@ async def test_a_frozen_worker_is_not_dead(port: Port, tmp_path: Path) -> None:
         finally:
             os.kill(frozen.pid, signal.SIGKILL)
             await frozen.wait()
-
-
-def test_a_board_names_what_was_running(tmp_path: Path) -> None:
-    """The board of the victim is what the tests above stand on: it holds exactly what was marked as running."""
-    from handrail.board import running_at
-
-    board = Board.create(tmp_path / "a.board")
-    board.mark(board.take("work", "runs", 2), RUNNING)
-    board.take("work", "given", 0)
-
-    assert running_at(tmp_path / "a.board") == {("work", "runs"): 2}
-    board.close(unlink=True)
