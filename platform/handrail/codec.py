@@ -475,7 +475,7 @@ def _syntax(text: str, bad: json.JSONDecodeError) -> str:
 
 def _finite(number: str) -> float:
     if not math.isfinite(float(number)):
-        raise _Unwritable(f"the number {_short(number)} is too large for a float")
+        raise _Unwritable(f"the number {number[:40]} is too large for a float")
     return float(number)
 
 

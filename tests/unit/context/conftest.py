@@ -6,8 +6,10 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import pytest
+
 from handrail import adapter as port
 from handrail import context, transport
 from handrail.adapter import BrokerSettings, Health, QueueSpec
@@ -47,7 +49,7 @@ class Broker:
 
 class Adapter:
     name = "memory"
-    capabilities: dict[port.Capability, bool | str] = {}
+    capabilities: ClassVar[dict[port.Capability, bool | str]] = {}
 
     def __init__(self, broker: Broker, settings: BrokerSettings) -> None:
         self.broker = broker

@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import handrail
 import pytest
+
+import handrail
 from handrail import context
 from handrail.errors import HandrailError
 
@@ -22,7 +23,7 @@ def test_the_context_is_an_attribute_of_the_package():
 
 def test_there_is_no_job_outside_a_handler():
     """context.job outside a handler says so."""
-    with pytest.raises(HandrailError, match="there is no job here: context.job exists only inside a handler"):
+    with pytest.raises(HandrailError, match=r"there is no job here: context\.job exists only inside a handler"):
         context.job  # noqa: B018
 
 

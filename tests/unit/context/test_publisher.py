@@ -9,6 +9,7 @@ import time
 
 import msgspec
 import pytest
+
 from handrail import context
 from handrail.adapter import BrokerSettings
 from handrail.config.model import QueueSettings
@@ -132,7 +133,7 @@ def test_an_adapter_that_never_returns_is_replaced(broker, use):
     use(send_timeout=0.1)
     broker.obedient = False
     first = hold(broker)
-    with pytest.raises(SendTimeoutError, match="did not confirm within 100ms.*it may or may not have it"):
+    with pytest.raises(SendTimeoutError, match=r"did not confirm within 100ms.*it may or may not have it"):
         first.wait(5)
     broker.flowing.set()
     use(send_timeout=5.0)
@@ -191,7 +192,6 @@ def test_an_adapter_that_breaks_fails_its_batch_alone(broker, caplog):
     def explode(message):
         if message.body == b'"bad"':
             raise ZeroDivisionError("a bug")
-        return None
 
     broker.refuse = explode
     with pytest.raises(SendError, match="ZeroDivisionError: a bug"):

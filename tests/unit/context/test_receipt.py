@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import queue as stdlib_queue
 import threading
 import time
 
 import pytest
+
 from handrail import context
 from handrail.errors import SendError
 
@@ -215,6 +215,11 @@ def test_a_failure_nobody_looks_at_is_logged_once_for_many(broker, caplog):
     assert len(lines) < 10
 
 
+def _error_of(receipt):
+    until(lambda: receipt.done)
+    return receipt.error
+
+
 def test_a_failure_somebody_saw_is_not_logged(broker, caplog):
     """Whoever waits, awaits, reads the error or gives a callback has seen it."""
     broker.refuse = lambda _: SendError("no room")
@@ -227,10 +232,7 @@ def test_a_failure_somebody_saw_is_not_logged(broker, caplog):
     with pytest.raises(SendError):
         send("email", 1).wait(5)
     send("email", 1, lambda _error: None)
-    receipt = send("email", 1)
-    until(lambda: receipt.done)
-    assert receipt.error is not None
-    del receipt
+    assert _error_of(send("email", 1)) is not None
     assert context.queues.flush(5)
     gc.collect()
     assert context.queues.flush(5)
