@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
@@ -113,6 +114,11 @@ _decoder = msgspec.msgpack.Decoder()
 #: The most a frame may hold; a length beyond it means the stream is out of step.
 LARGEST_FRAME = 1 << 30
 
+#: What stands before the messages of a frame: its length, then msgpack's mark of an array with a 32-bit count.
+_HEAD = struct.Struct(">IBI")
+_FRONT = bytes(_HEAD.size)
+_ARRAY = 0xDD
+
 Batch = list[list[Any]]
 
 
@@ -124,6 +130,33 @@ class Pipe(Protocol):
     def close(self) -> None: ...
 
 
+class _Outbox:
+    """The frame that gathers. A message is encoded when it is sent: one that cannot be raises there, and harms no other."""
+
+    __slots__ = ("count", "frame")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.frame = bytearray(_FRONT)
+
+    def add(self, message: list[Any]) -> None:
+        frame = self.frame
+        before = len(frame)
+        try:
+            _encoder.encode_into(message, frame, -1)
+        except BaseException:
+            del frame[before:]
+            raise
+        self.count += 1
+
+    def take(self) -> bytearray:
+        """The finished frame; the next one is empty. It is given away: a transport may keep it until it is written."""
+        frame, count = self.frame, self.count
+        self.frame, self.count = bytearray(_FRONT), 0
+        _HEAD.pack_into(frame, 0, len(frame) - 4, _ARRAY, count)
+        return frame
+
+
 class SocketPipe(asyncio.Protocol):
     """One end of a socket pair, on the running loop."""
 
@@ -131,7 +164,7 @@ class SocketPipe(asyncio.Protocol):
         self._receive = receive
         self._lost = lost
         self._loop = asyncio.get_running_loop()
-        self._out: Batch = []
+        self._out = _Outbox()
         self._in = bytearray()
         self._transport: asyncio.Transport | None = None
         self._closed = False
@@ -140,7 +173,11 @@ class SocketPipe(asyncio.Protocol):
     async def connect(
         cls, sock: socket.socket, receive: Callable[[Batch], None], lost: Callable[[], None]
     ) -> SocketPipe:
-        """A pipe over *sock*. *receive* gets each frame's messages, *lost* is called once when the other end is gone."""
+        """A pipe over *sock*. *receive* gets each frame's messages; *lost* is called once when no more can come.
+
+        That is when the other end is gone, the stream is out of step, or this end was closed. After :meth:`close`
+        *receive* is not called again.
+        """
         pipe = cls(receive, lost)
         await asyncio.get_running_loop().create_connection(lambda: pipe, sock=sock)
         return pipe
@@ -159,12 +196,13 @@ class SocketPipe(asyncio.Protocol):
         buffer = self._in
         if buffer:
             buffer += data
-            data = bytes(buffer) if len(buffer) >= 4 and len(buffer) - 4 >= int.from_bytes(buffer[:4], "big") else b""
-            if not data:
+            # a frame in many pieces is put together once, when it is whole (or can never be)
+            if len(buffer) < 4 or len(buffer) - 4 < int.from_bytes(buffer[:4], "big") <= LARGEST_FRAME:
                 return
+            data = bytes(buffer)
             buffer.clear()
         at, end = 0, len(data)
-        while end - at >= 4:
+        while end - at >= 4 and not self._closed:
             size = int.from_bytes(data[at : at + 4], "big")
             if size > LARGEST_FRAME:
                 self.close()
@@ -177,22 +215,23 @@ class SocketPipe(asyncio.Protocol):
             buffer += data[at:]
 
     def send(self, message: list[Any]) -> None:
-        if not self._out:
+        """Queue *message*; raises ``TypeError``, ``OverflowError`` or ``UnicodeError`` for one that msgpack cannot carry."""
+        first = not self._out.count
+        self._out.add(message)
+        if first:
             self._loop.call_soon(self.flush)
-        self._out.append(message)
 
     def flush(self) -> None:
         """Write what was queued now instead of at the end of this turn."""
-        if not self._out or self._closed or self._transport is None:
-            self._out.clear()
-            return
-        frame = _encoder.encode(self._out)
-        self._out.clear()
-        self._transport.write(len(frame).to_bytes(4, "big") + frame)
+        if self._out.count:
+            frame = self._out.take()
+            if not self._closed and self._transport is not None:
+                self._transport.write(frame)
 
     def close(self) -> None:
         if self._transport is not None and not self._closed:
             self.flush()
+            self._closed = True
             self._transport.close()
 
 
@@ -206,7 +245,7 @@ class MemoryPipe:
         self._peer: MemoryPipe | None = None
         self._receive: Callable[[Batch], None] = lambda _batch: None
         self._lost: Callable[[], None] = lambda: None
-        self._out: Batch = []
+        self._out = _Outbox()
         self._closed = False
 
     @classmethod
@@ -216,17 +255,21 @@ class MemoryPipe:
         return a, b
 
     def listen(self, receive: Callable[[Batch], None], lost: Callable[[], None]) -> None:
+        """*receive* gets each batch; *lost* is called once when the other end was closed, not for one's own :meth:`close`."""
         self._receive, self._lost = receive, lost
 
     def send(self, message: list[Any]) -> None:
-        if not self._out:
+        """Queue *message*; raises as :meth:`SocketPipe.send` does."""
+        first = not self._out.count
+        self._out.add(message)
+        if first:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._out.append(message)
 
     def _flush(self) -> None:
-        batch, self._out = self._out, []
-        if batch and self._peer is not None and not self._closed and not self._peer._closed:
-            self._peer._receive(_decoder.decode(_encoder.encode(batch)))
+        if self._out.count:
+            frame = self._out.take()
+            if self._peer is not None and not self._closed and not self._peer._closed:
+                self._peer._receive(_decoder.decode(memoryview(frame)[4:]))
 
     def close(self) -> None:
         if self._closed:
