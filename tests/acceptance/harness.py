@@ -139,48 +139,57 @@ def wait_for(condition: Callable[[], T], what: str, timeout: float = PATIENCE) -
         time.sleep(0.01)
 
 
-def _stat(pid: int | str) -> tuple[str, int] | None:
-    """State and parent of a process, or None when there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return fields[0], int(fields[1])
-
-
-def _family() -> dict[int, list[tuple[int, str]]]:
-    """Parent → (child, state) of every process there is."""
-    found: dict[int, list[tuple[int, str]]] = {}
+def _processes() -> dict[int, tuple[int, str]]:
+    """Every process there is: pid → parent and the letter of its state."""
+    found = {}
+    if not Path("/proc/self/stat").exists():
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True)
+        for line in listed.stdout.splitlines():
+            pid, parent, state = line.split()
+            found[int(pid)] = (int(parent), state[0])
+        return found
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (stat := _stat(entry.name)):
-            found.setdefault(stat[1], []).append((int(entry.name), stat[0]))
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                found[int(entry.name)] = (int(fields[1]), fields[0])
     return found
 
 
 def alive(pid: int) -> bool:
     """Whether *pid* runs. A zombie does not: it only waits for whoever inherited it."""
-    stat = _stat(pid)
-    return stat is not None and stat[0] not in "ZX"
+    return _processes().get(pid, (0, "X"))[1] not in "ZX"
 
 
 def zombies_of(pid: int) -> list[int]:
     """The children of *pid* that ended and that it has not reaped."""
-    return [child for child, state in _family().get(pid, []) if state == "Z"]
+    return [child for child, (parent, state) in _processes().items() if parent == pid and state == "Z"]
 
 
 def tree(root: int) -> list[int]:
     """The living processes descended from *root*, itself first."""
-    family = _family()
+    children: dict[int, list[int]] = {}
+    for pid, (parent, state) in _processes().items():
+        if state not in "ZX":
+            children.setdefault(parent, []).append(pid)
     found = [root] if alive(root) else []
     for pid in found:
-        found += [child for child, state in family.get(pid, []) if state not in "ZX"]
+        found += children.get(pid, [])
     return found
 
 
 class Running:
     """One started command, its output going to files."""
 
-    def __init__(self, arguments: list[str], project: Project, *, name: str, shell: str | None = None) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        project: Project,
+        *,
+        name: str,
+        shell: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.stdout = project.logs / f"{name}.stdout"
         self.stderr = project.logs / f"{name}.stderr"
@@ -189,7 +198,7 @@ class Running:
             self.process = subprocess.Popen(
                 command,
                 cwd=project.root,
-                env=project.environment,
+                env=environment or project.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -216,7 +225,7 @@ class Running:
                         found.append(record)
         return found
 
-    def until_ready(self) -> Running:
+    def until_ready(self, timeout: float = PATIENCE) -> Running:
         """Return once the log says ready; fail at once when the command ends before."""
 
         def ready() -> bool:
@@ -224,7 +233,7 @@ class Running:
                 raise AssertionError(f"ended with {self.process.returncode} before it was ready:\n{self.output()}")
             return bool(self.events("ready"))
 
-        wait_for(ready, f"{self.name} is ready")
+        wait_for(ready, f"{self.name} is ready", timeout)
         return self
 
     def until_says(self, text: str, timeout: float = PATIENCE) -> str:
@@ -317,10 +326,16 @@ class Project:
 
     # commands
 
-    def start(self, *arguments: str, shell: str | None = None) -> Running:
-        """``platform ARGUMENTS`` in the background, in a session of its own."""
+    def start(self, *arguments: str, shell: str | None = None, environment: Mapping[str, str] | None = None) -> Running:
+        """``platform ARGUMENTS``, or a line for the shell, in the background, in a session of its own."""
         words = "-".join(argument.strip("-") for argument in arguments if "/" not in argument) or "command"
-        made = Running([str(PLATFORM), *arguments], self, name=f"{len(self.running):02}-{words}", shell=shell)
+        made = Running(
+            [str(PLATFORM), *arguments],
+            self,
+            name=f"{len(self.running):02}-{words}",
+            shell=shell,
+            environment=environment,
+        )
         self.running.append(made)
         return made
 
