@@ -314,6 +314,8 @@ class Calls:
         elif error is None:
             self._complete(job, result)
         else:
+            if self.on_error is not None and isinstance(error, BaseException):
+                self.on_error(error)
             self._end(job, error)
 
     def dropped(self, job: Job) -> None:

@@ -13,7 +13,10 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 #: prctl(2): the signal this process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
@@ -93,8 +96,7 @@ def _stream(fd: int) -> io.TextIOWrapper:
         if null != fd:
             os.dup2(null, fd)
             os.close(null)
-    # typeshed asks for members that io.FileIO itself does not have
-    buffered: io.BufferedWriter = io.BufferedWriter(_Quiet(fd))  # type: ignore[type-var]
+    buffered = io.BufferedWriter(_Quiet(fd))
     return io.TextIOWrapper(buffered, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
@@ -105,7 +107,7 @@ class _Quiet(io.FileIO):
         super().__init__(fd, "w", closefd=False)
         self._silent = False
 
-    def write(self, data: bytes, /) -> int:  # type: ignore[override]
+    def write(self, data: ReadableBuffer, /) -> int:
         if not self._silent:
             try:
                 return super().write(data)
