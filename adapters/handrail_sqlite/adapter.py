@@ -22,12 +22,14 @@ from handrail.adapter import (
     Settlement,
     State,
     Subscription,
+    Verb,
 )
 from handrail.errors import BrokerError, SendError, SendTimeoutError
 from handrail.message import Message
 from handrail_sqlite import statements as sql
+from handrail_sqlite.commands import Ask, Intake, Publish, Settle
 from handrail_sqlite.place import Place, memory, parse
-from handrail_sqlite.writer import CLOSE_PATIENCE, TOLD_FOR, Ask, Intake, Publish, Settle, Writer
+from handrail_sqlite.writer import CLOSE_PATIENCE, TOLD_FOR, Writer
 
 T = TypeVar("T")
 
@@ -69,7 +71,9 @@ class SQLiteAdapter:
     def __init__(self, settings: BrokerSettings) -> None:
         if settings.options:
             unknown = ", ".join(sorted(settings.options))
-            raise BrokerError(f"broker {settings.name!r}: a SQLite broker has no options, but got {unknown}; remove them")
+            raise BrokerError(
+                f"broker {settings.name!r}: a SQLite broker has no options, but got {unknown}; remove them"
+            )
         self.board: Path | None = None
         self._settings = settings
         self._file = parse(settings)
@@ -116,11 +120,11 @@ class SQLiteAdapter:
             raise BrokerError(f"{self.place}: was opened before this process forked; open an adapter of its own here")
         return self._writer
 
-    async def _ask(self, call: Callable[[Writer], T]) -> T:
+    async def _ask(self, call: Callable[[Writer], T], *, offline: bool = False) -> T:
         writer = self._open_writer()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        writer.submit(Ask(call, future))
-        if writer.trouble:
+        writer.submit(Ask(call, future, offline=offline))
+        if writer.trouble and not offline:
             # while the file cannot be opened nothing is answered: say why instead of waiting for ever
             try:
                 return await asyncio.wait_for(future, _SILENCE)
@@ -129,7 +133,7 @@ class SQLiteAdapter:
         return await future
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        await self._ask(lambda writer: writer.declare(queues))
+        await self._ask(lambda writer: writer.declare(queues), offline=True)
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -157,7 +161,7 @@ class SQLiteAdapter:
 
     async def subscribe(self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost) -> Subscription:
         intake = Intake(queue, self._settings.prefix + queue.name, credit, deliver, lost)
-        await self._ask(lambda writer: writer.join_intake(intake))
+        await self._ask(lambda writer: writer.join_intake(intake), offline=True)
         return _Subscription(self._open_writer(), intake)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
@@ -207,7 +211,7 @@ class SQLiteAdapter:
         if writer.trouble:
             return Health(up=False, detail=writer.trouble)
         now = time.monotonic()
-        if writer.in_transaction and now - writer.beat > _SILENCE:
+        if not writer.asleep and now - writer.beat > _SILENCE:
             return Health(up=False, detail=f"{self.place}: another process is writing and does not finish")
         when, text = writer.told
         if text and now - when < TOLD_FOR:
@@ -246,12 +250,14 @@ class _Subscription:
             return
         intake.cancelled = True
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._writer.submit(Ask(lambda writer: writer.leave_intake(intake), future))
+        self._writer.submit(Ask(lambda writer: writer.leave_intake(intake), future, offline=True))
         await future
         waiting: list[Delivery] = intake.waiting
         intake.waiting = []
         if waiting:
-            await self._writer.give_back(waiting)
+            released: asyncio.Future[list[Settlement]] = asyncio.get_running_loop().create_future()
+            self._writer.submit(Settle([Settlement(delivery, Verb.RELEASE) for delivery in waiting], released))
+            await released
 
 
 def _chunks(messages: Sequence[Message]) -> list[tuple[int, int]]:

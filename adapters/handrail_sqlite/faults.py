@@ -30,11 +30,17 @@ def kind_of(error: BaseException) -> Kind:
         return Kind.WAIT
     # growing the shared memory beside the WAL fails like this on a full disk
     if isinstance(error, apsw.IOError):
-        return Kind.FULL if error.extendedresult in _NO_ROOM else Kind.WAIT
+        return Kind.FULL if _extended(error) in _NO_ROOM else Kind.WAIT
     return Kind.BROKEN
 
 
 _NO_ROOM = {apsw.SQLITE_IOERR_SHMSIZE, apsw.SQLITE_IOERR_WRITE}
+
+
+def _extended(error: BaseException) -> int:
+    # every apsw error has it; apsw's type stubs know it of the root alone
+    code: int = getattr(error, "extendedresult", 0)
+    return code
 
 
 def explain(error: BaseException, file: Path) -> str:
@@ -54,7 +60,7 @@ def explain(error: BaseException, file: Path) -> str:
             return f"{file}: is locked by another program; close what has it open"
         case apsw.CantOpenError():
             return _cannot_open(file)
-        case apsw.IOError() if error.extendedresult in _NO_ROOM:
+        case apsw.IOError() if _extended(error) in _NO_ROOM:
             return f"{file}: cannot be written, perhaps the disk is full; free some space, and work goes on by itself"
         case apsw.IOError():
             return f"{file}: the disk reports an error ({_text(error)}); check it and its file system"

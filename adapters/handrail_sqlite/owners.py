@@ -248,7 +248,11 @@ class Bell:
             changed = os.stat(self._folder).st_mtime_ns  # noqa: PTH116 - once a commit
             # listed again each second all the same, for two changes can bear one time stamp
             if (changed, now) > (self._listed[0], self._listed[1] + 1.0) or changed != self._listed[0]:
-                self._names = [name for name in os.listdir(self._folder) if name.endswith(".sock") and name != self._own]
+                self._names = [
+                    name
+                    for name in os.listdir(self._folder)  # noqa: PTH208 - names alone, once a commit
+                    if name.endswith(".sock") and name != self._own
+                ]
                 self._listed = (changed, now)
         except OSError:
             self._names = []

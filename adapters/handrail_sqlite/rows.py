@@ -19,6 +19,8 @@ log = structlog.get_logger("handrail.sqlite")
 
 #: Seconds since 1970 beyond which a time is nonsense; it keeps microseconds within 64 bits.
 _LATEST = 1e12
+#: Bytes of the largest body: SQLite's limit for a row is 1,000,000,000.
+LARGEST_BODY = 990_000_000
 #: Type of the msgpack extension that carries an integer of more than 64 bits.
 _BIG = 1
 
@@ -140,6 +142,8 @@ class Batch:
                 body = message.body
                 if type(body) is not bytes:
                     body = bytes(body)
+                if len(body) > LARGEST_BODY:
+                    raise ValueError(f"its body of {len(body):,} bytes is more than SQLite holds")
                 more = 0 if data is None else sql.EXTRA
                 if message.fault is not None:
                     more |= sql.FAULT

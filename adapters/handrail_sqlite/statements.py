@@ -5,6 +5,7 @@ hands around each step of a statement, and in a busy process each change can tak
 per message would be a thousand changes where these are one.
 """
 
+# ruff: noqa: S608 - only numbers of our own are put into the text
 from __future__ import annotations
 
 from typing import Final
@@ -76,6 +77,8 @@ CREATE TABLE fault (
     traceback TEXT NOT NULL
 ) STRICT;
 
+CREATE INDEX fault_place ON fault (place) WHERE place <> '';
+
 -- workers that may hold messages; each holds a lock on the file of its name for as long as it lives
 CREATE TABLE owner (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE) STRICT;
 
@@ -93,7 +96,9 @@ QUEUE_ID = "SELECT id FROM queue WHERE name = ?"
 QUEUE_NAME = "SELECT name FROM queue WHERE id = ?"
 SET_ORDER = "UPDATE queue SET lifo = ?2 WHERE id = ?1 AND lifo <> ?2"
 GET_ORDER = "SELECT lifo FROM queue WHERE id = ?"
-COUNT = "UPDATE queue SET ready = ready + ?2, delayed = delayed + ?3, active = active + ?4, dead = dead + ?5 WHERE id = ?1"
+COUNT = (
+    "UPDATE queue SET ready = ready + ?2, delayed = delayed + ?3, active = active + ?4, dead = dead + ?5 WHERE id = ?1"
+)
 DEPTH = "SELECT ready, delayed, active, dead FROM queue WHERE name = ?"
 #: What a worker asks when woken: the next due time, and which queues have ready messages.
 AGENDA = f"""
@@ -217,12 +222,12 @@ def peek(state: int) -> str:
         SELECT * FROM msg WHERE state = {state} AND queue = (SELECT id FROM queue WHERE name = ?1)
         ORDER BY {order} LIMIT ?2 OFFSET ?3
     ) AS m {_JOINS} ORDER BY {order.replace("seq", "m.seq")}
-    """  # noqa: S608 - numbers of our own
+    """
 
 
 def find(state: int) -> str:
     """?1 queue name, ?2 id."""
-    return f"{_COLUMNS} FROM msg AS m {_JOINS} WHERE m.state = {state} AND queue.name = ?1 AND m.id = ?2 LIMIT 1"  # noqa: S608
+    return f"{_COLUMNS} FROM msg AS m {_JOINS} WHERE m.state = {state} AND queue.name = ?1 AND m.id = ?2 LIMIT 1"
 
 
 def select(state: int, *, by_id: bool) -> str:
@@ -233,12 +238,12 @@ def select(state: int, *, by_id: bool) -> str:
     SELECT json_group_array(seq) FROM (
         SELECT seq FROM msg WHERE state = {state} AND queue = ?1 {only} ORDER BY {order} LIMIT ?2
     )
-    """  # noqa: S608
+    """
 
 
 def delete(state: int) -> str:
     """The seqs ?1, where they are still in that state."""
-    return f"DELETE FROM msg WHERE seq IN carray(?1) AND state = {state}"  # noqa: S608
+    return f"DELETE FROM msg WHERE seq IN carray(?1) AND state = {state}"
 
 
 #: ?1 the counter, ?2 now, ?3 JSON rows of seq, queue. Due is set to now, so that an ``expires`` counts from the replay.
@@ -249,3 +254,22 @@ FROM json_each(?3) AS j WHERE msg.seq = j.value ->> 0 AND state = {DEAD}
 """
 #: Of the dead letters ?1, the queue each died in.
 DIED_IN = "SELECT seq, queue FROM fault WHERE seq IN carray(?1)"
+
+# --- dead letters whose place is a queue with a handler ---------------------------------------------------------------
+
+HAS_DEAD = "SELECT EXISTS (SELECT 1 FROM fault WHERE place = ?1 AND place <> '')"
+#: ?1 the place, ?2 how many.
+DEAD_AT = f"""
+SELECT json_group_array(json_array(seq, queue)) FROM (
+    SELECT msg.seq, msg.queue FROM fault JOIN msg ON msg.seq = fault.seq
+    WHERE fault.place = ?1 AND fault.place <> '' AND msg.state = {DEAD} ORDER BY fault.seq LIMIT ?2
+)
+"""
+#: ?1 the queue, ?2 the counter, ?3 JSON rows of seq, queue.
+ADOPT = f"""
+UPDATE msg SET queue = ?1, state = {READY}, ord = iif((SELECT lifo FROM queue WHERE id = ?1), -1, 1) * (?2 + 1 + j.key)
+FROM json_each(?3) AS j WHERE msg.seq = j.value ->> 0 AND state = {DEAD}
+"""
+LEAVE_PLACE = "UPDATE fault SET place = '' WHERE place = ?1 AND place <> '' AND seq IN carray(?2)"
+#: Writes a page that is written anyway, to find out whether there is room.
+PROBE = "UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'msg'"

@@ -16,7 +16,6 @@ from typing import Any
 
 import apsw
 import apsw.bestpractice
-import msgspec
 
 from handrail.adapter import Delivery, Depth
 from handrail.board import running_at
@@ -25,9 +24,11 @@ from handrail.message import Message
 from handrail.outcome import Fault
 from handrail_sqlite import rows
 from handrail_sqlite import statements as sql
+from handrail_sqlite.commands import Intake
 from handrail_sqlite.faults import foreign, newer
 from handrail_sqlite.owners import Dead, Turn, is_folder
 from handrail_sqlite.place import Place
+from handrail_sqlite.plan import Plan, Tag
 
 #: Pages of WAL after which a commit copies them into the file: 32 MB, so that bulk work pays for it seldom.
 CHECKPOINT_PAGES = 8000
@@ -43,47 +44,6 @@ CLEAR_AT_ONCE = 5000
 
 class StaleError(Exception):
     """A row that was to be settled is no longer this owner's."""
-
-
-class Tag(msgspec.Struct, eq=False):
-    """The adapter's handle on a delivery."""
-
-    seq: int
-    queue: int
-    more: int
-    body: bytes
-    subscription: Any
-
-
-class Plan:
-    """What a group of settlements comes to, as arguments for the statements."""
-
-    __slots__ = ("acks", "bodies", "counts", "extras", "faults", "given_back", "heads", "moves", "no_extra", "no_fault", "released")
-
-    def __init__(self) -> None:
-        #: Deletes: ACK, and DEAD where dead letters are dropped.
-        self.acks: list[int] = []
-        #: Untouched, back to the head.
-        self.released: list[int] = []
-        #: seq, attempts, starts, crashes, redelivered.
-        self.given_back: list[tuple[int, int, int, int, int]] = []
-        #: Of the two above, those whose queue is newest first, the first to deliver first.
-        self.heads: list[int] = []
-        #: As the statement MOVE takes them.
-        self.moves: list[tuple[Any, ...]] = []
-        self.bodies: list[tuple[int, bytes]] = []
-        self.extras: list[tuple[int, bytes]] = []
-        self.faults: list[tuple[int, str, Fault]] = []
-        #: Rows of the side tables that go away.
-        self.no_extra: list[int] = []
-        self.no_fault: list[int] = []
-        #: Changes of the counters: (queue, state) → by how many.
-        self.counts: dict[tuple[int, int], int] = defaultdict(int)
-
-    @property
-    def durable(self) -> bool:
-        """Whether a power cut must not undo it: what only was acknowledged comes again, but a moved message counts."""
-        return bool(self.moves or self.given_back)
 
 
 class Store:
@@ -296,13 +256,11 @@ class Store:
         return earliest
 
     def _put_fault(self, seq: int, place: str, fault: Fault) -> None:
-        self.db.execute(
-            sql.PUT_FAULT, (seq, place, fault.queue, rows.micros(fault.at), fault.reason, fault.traceback)
-        )
+        self.db.execute(sql.PUT_FAULT, (seq, place, fault.queue, rows.micros(fault.at), fault.reason, fault.traceback))
 
     # --- claiming -----------------------------------------------------------------------------------------------------
 
-    def claim(self, owner: int, queue: int, name: str, limit: int, subscription: object) -> tuple[list[Delivery], bool]:
+    def claim(self, owner: int, queue: int, name: str, limit: int, subscription: Intake) -> tuple[list[Delivery], bool]:
         """Up to *limit* ready messages of *queue*, now held by *owner*; and whether there may be more."""
         db = self.db
         found = rows.decode_rows(db.execute(sql.CANDIDATES, (queue, limit)).get)
@@ -370,7 +328,7 @@ class Store:
         return {seq for (seq,) in self.db.execute(sql.OWNED, (owner, apsw.carray(rows.numbers(list(seqs)))))}
 
     def settle(self, owner: int, plan: Plan) -> None:
-        """Carry out *plan*. Raises :class:`StaleError` when *owner* does not hold all of it, and nothing may be committed then."""
+        """Carry out *plan*. Raises :class:`StaleError` when *owner* does not hold all of it: roll back then."""
         db = self.db
         if plan.acks:
             seqs = rows.numbers(plan.acks)
@@ -496,7 +454,7 @@ class Store:
         if not seqs:
             return 0, set()
         numbers = rows.numbers(seqs)
-        origin = dict(self.db.execute(sql.DIED_IN, (apsw.carray(numbers),)).fetchall())
+        origin: dict[Any, Any] = {seq: name for seq, name in self.db.execute(sql.DIED_IN, (apsw.carray(numbers),))}
         targets = [(seq, self.queue(prefix + origin[seq]) if origin.get(seq) else queue) for seq in seqs]
         now = time.time_ns() // 1000
         self._exactly(len(seqs), sql.REPLAY, (self._advance(len(seqs)), now, rows.to_json(targets)))
@@ -505,6 +463,26 @@ class Store:
         for _seq, target in targets:
             self._count(target, sql.READY, 1)
         return len(seqs), {target for _seq, target in targets}
+
+    def has_dead(self, place: str) -> bool:
+        """Whether dead letters stand under the name *place*. A read."""
+        return bool(self.db.execute(sql.HAS_DEAD, (place,)).get)
+
+    def adopt(self, place: str, queue: int) -> None:
+        """Make dead letters that stand under the name *place* ready in the queue that bears it."""
+        text: str = self.db.execute(sql.DEAD_AT, (place, CLEAR_AT_ONCE)).get
+        found: list[tuple[int, int]] = rows.from_json(text)
+        if not found:
+            raise StaleError
+        self._exactly(len(found), sql.ADOPT, (queue, self._advance(len(found)), text))
+        self.db.execute(sql.LEAVE_PLACE, (place, apsw.carray(rows.numbers([seq for seq, _queue in found]))))
+        for _seq, origin in found:
+            self._count(origin, sql.DEAD, -1)
+            self._count(queue, sql.READY, 1)
+
+    def probe(self) -> None:
+        """Write something, to learn whether anything can be written."""
+        self.db.execute(sql.PROBE)
 
     def _select(self, queue: int, state: int, ids: Sequence[str] | None) -> list[int]:
         arguments: tuple[Any, ...] = (queue, CLEAR_AT_ONCE)

@@ -20,16 +20,16 @@ from typing import Any
 
 import structlog
 
-from handrail.adapter import BrokerSettings, Deliver, Delivery, Lost, QueueSpec, Role, Settlement, Verb
+from handrail.adapter import BrokerSettings, Delivery, QueueSpec, Role, Settlement, Verb
 from handrail.errors import BrokerError, HandrailError, SendError
-from handrail.message import Message
-from handrail.outcome import Fault
 from handrail_sqlite import rows
 from handrail_sqlite import statements as sql
+from handrail_sqlite.commands import Ask, Intake, Publish, Settle
 from handrail_sqlite.faults import Kind, explain, kind_of
 from handrail_sqlite.owners import Bell, Lease, network_file_system
 from handrail_sqlite.place import Place
-from handrail_sqlite.store import Plan, StaleError, Store, Tag
+from handrail_sqlite.plan import Plan
+from handrail_sqlite.store import CLEAR_AT_ONCE, StaleError, Store
 
 log = structlog.get_logger("handrail.sqlite")
 
@@ -43,77 +43,12 @@ CLAIM_AT_ONCE = 1000
 PROMOTE_AT_ONCE = 2000
 #: Seconds between two tries while the file cannot be written, first and last.
 RETRY_FIRST, RETRY_LAST = 0.05, 1.0
+#: Seconds within which the same trouble is told once, however often it comes and goes.
+SAY_AGAIN = 30.0
 #: Seconds for which closing goes on trying to write.
 CLOSE_PATIENCE = 3.0
 #: Seconds for which health tells of a file that was replaced.
 TOLD_FOR = 60.0
-
-
-class Publish:
-    """Messages to be stored."""
-
-    __slots__ = ("abandoned", "errors", "future", "messages")
-
-    def __init__(self, messages: Sequence[Message], future: asyncio.Future[dict[int, SendError]]) -> None:
-        self.messages = messages
-        self.future = future
-        self.errors: dict[int, SendError] = {}
-        #: Set on the loop when the sender waits no longer; what was not begun is not stored then.
-        self.abandoned = False
-
-
-class Settle:
-    """Settlements to be carried out."""
-
-    __slots__ = ("future", "refused", "settlements")
-
-    def __init__(self, settlements: Sequence[Settlement], future: asyncio.Future[list[Settlement]]) -> None:
-        self.settlements = settlements
-        self.future = future
-        self.refused: list[Settlement] = []
-
-
-class Ask:
-    """Anything else: called with the store on the writer's thread, again until it is answered."""
-
-    __slots__ = ("call", "future")
-
-    def __init__(self, call: Callable[[Writer], Any], future: asyncio.Future[Any]) -> None:
-        self.call = call
-        self.future = future
-
-
-class Intake:
-    """The writer's side of a subscription."""
-
-    __slots__ = ("cancelled", "credit", "deliver", "held", "hungry", "lost", "name", "paused", "queue", "spec", "waiting")
-
-    def __init__(self, spec: QueueSpec, name: str, credit: int, deliver: Deliver, lost: Lost) -> None:
-        self.spec = spec
-        #: With the prefix.
-        self.name = name
-        self.credit = credit
-        self.deliver = deliver
-        self.lost = lost
-        self.paused = False
-        self.cancelled = False
-        #: Unsettled deliveries.
-        self.held = 0
-        #: Its id in the database.
-        self.queue = -1
-        #: Whether there may be something ready.
-        self.hungry = True
-        #: Claimed, but paused before they were delivered; touched by the loop alone.
-        self.waiting: list[Delivery] = []
-
-    def arrive(self, deliveries: list[Delivery], give_back: Callable[[list[Delivery]], None]) -> None:
-        """On the loop: hand *deliveries* on, or keep them while paused."""
-        if self.cancelled:
-            give_back(deliveries)
-        elif self.paused:
-            self.waiting.extend(deliveries)
-        else:
-            self.deliver(deliveries)
 
 
 class Writer(threading.Thread):
@@ -142,7 +77,8 @@ class Writer(threading.Thread):
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self._asleep = False
+        #: Whether it waits for something to do.
+        self.asleep = False
         self._poll = select.poll()
         self._poll.register(self._wake_read, select.POLLIN)
         self._bell: Bell | None = None
@@ -159,13 +95,14 @@ class Writer(threading.Thread):
         self._closed: asyncio.Future[None] | None = None
         self._closing = threading.Event()
         self._was_open = False
+        self._ended = False
         #: What is wrong, or empty. One line.
         self.trouble = ""
         #: Monotonic time at which it last looked round.
         self.beat = time.monotonic()
-        #: The wait for another process's transaction began then, or 0.
+        #: When (monotonic) something happened to the file that its user should know of, and what.
         self.told: tuple[float, str] = (0.0, "")
-        self.in_transaction = False
+        self._said: dict[str, float] = {}
 
     # --- called on the loop -------------------------------------------------------------------------------------------
 
@@ -178,7 +115,7 @@ class Writer(threading.Thread):
     async def end(self, patience: float) -> None:
         """Finish what was submitted, give back what is held, end the lease; after *patience* seconds leave that to others."""
         if not self.is_alive():
-            return
+            return  # it failed; its pipe goes with the process
         self._closed = self._loop.create_future()
         self._closing.set()
         self._wake()
@@ -186,11 +123,17 @@ class Writer(threading.Thread):
             await asyncio.wait_for(asyncio.shield(self._closed), patience)
         except TimeoutError:
             log.warning("not closed in time; what it held returns when this process ends", place=str(self._place))
+        else:
+            self.join()  # it has said its last
+            os.close(self._wake_write)
+            os.close(self._wake_read)
 
     def submit(self, command: Publish | Settle | Ask) -> None:
         self._inbox.append(command)
-        if self._asleep:
+        if self.asleep:
             self._wake()
+        elif self._ended:
+            self._loop.call_soon(self._fail_all, BrokerError(f"{self._place}: closed"))
 
     def _wake(self) -> None:
         # a full pipe wakes as well as one more byte; a closed one belongs to a writer that has ended
@@ -199,7 +142,7 @@ class Writer(threading.Thread):
 
     def nudge(self) -> None:
         """Look at the subscriptions again: a credit or a pause changed."""
-        if self._asleep:
+        if self.asleep:
             self._wake()
 
     # --- asked through Ask, on the thread -----------------------------------------------------------------------------
@@ -211,7 +154,8 @@ class Writer(threading.Thread):
     def declare(self, specs: Sequence[QueueSpec]) -> None:
         for spec in specs:
             self._specs[self._prefix + spec.name] = spec
-        self._declare_all()
+        if self._store.is_open:
+            self._declare_all()
 
     def _declare_all(self) -> None:
         store = self._store
@@ -224,9 +168,19 @@ class Writer(threading.Thread):
 
     def join_intake(self, intake: Intake) -> None:
         self._specs.setdefault(intake.name, intake.spec)
-        self._declare_all()
-        intake.queue = self._store.queues[intake.name]
         self._intakes.append(intake)
+        if self._store.is_open:  # else this is done when it opens
+            self._declare_all()
+            intake.queue = self._store.queues[intake.name]
+            self._adopt()
+
+    def _adopt(self) -> None:
+        """A queue that bears the name of somebody's dead letters gets them, as it would on any other broker."""
+        for intake in self._intakes:
+            while self._store.has_dead(intake.name):
+                with self._store.transaction(durable=True):
+                    self._store.adopt(intake.name, intake.queue)
+                intake.hungry = True
 
     def leave_intake(self, intake: Intake) -> None:
         if intake in self._intakes:
@@ -236,7 +190,7 @@ class Writer(threading.Thread):
         """One step of a purge; returns how many so far, and whether that was all."""
         with self._store.transaction(durable=True):
             count = self._store.purge(name, state, ids)
-        return so_far + count, count < sql_step()
+        return so_far + count, count < CLEAR_AT_ONCE
 
     def replay(self, name: str, ids: Sequence[str] | None, so_far: int) -> tuple[int, bool]:
         with self._store.transaction(durable=True):
@@ -244,7 +198,7 @@ class Writer(threading.Thread):
         if count:
             self._whet(queues)
             self._ring()
-        return so_far + count, count < sql_step()
+        return so_far + count, count < CLEAR_AT_ONCE
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -256,18 +210,17 @@ class Writer(threading.Thread):
                 self._wait()
                 self._round()
             self._shut()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, nobody may wait for ever
+        except BaseException as error:
             log.exception("the SQLite writer has failed; please report this as a bug in handrail")
             self.trouble = f"{self._place}: {error!r}"
             self._fail_all(BrokerError(f"{self._place}: the writer has failed: {error!r}"))
         finally:
+            self._ended = True
             self._release_files(remove=False)
+            self._fail_all(BrokerError(f"{self._place}: closed"))
             if self._closed is not None:
                 self._finish(self._closed, None)
             self._post_done()
-            # under no lock: a late submit finds closed pipes, which _wake expects
-            os.close(self._wake_write)
-            os.close(self._wake_read)
 
     def _first_open(self) -> bool:
         assert self._opened is not None
@@ -308,6 +261,7 @@ class Writer(threading.Thread):
             for intake in self._intakes:
                 intake.queue = store.queues[intake.name]
                 intake.hungry = True
+            self._adopt()
         self._next_tick = 0.0
         self._was_open = True
 
@@ -327,12 +281,12 @@ class Writer(threading.Thread):
 
     def _wait(self) -> None:
         """Sleep until there is something to do. Times are looked at anew each second, so the clock may jump."""
-        self._asleep = True
+        self.asleep = True
         try:
             timeout = self._timeout()
             events = self._poll.poll(None if timeout is None else math.ceil(timeout * 1000))
         finally:
-            self._asleep = False
+            self.asleep = False
         self.beat = time.monotonic()
         for fd, _event in events:
             if fd == self._wake_read:
@@ -404,7 +358,7 @@ class Writer(threading.Thread):
                 self._next_tick = now + TICK
                 self._tick()
             self._write()
-            self._answer()
+        self._answer()
         self._post_done()
 
     def _sort_inbox(self) -> None:
@@ -430,16 +384,16 @@ class Writer(threading.Thread):
                 count += len(command.messages)
         now = time.time_ns() // 1000
         due = self._worker and self._next_due is not None and self._next_due <= now
-        claims = not self.trouble and any(self._wants(intake) for intake in self._intakes)
         probe = bool(self.trouble) and time.monotonic() >= self._retry_at
+        claims = (probe or not self.trouble) and any(self._wants(intake) for intake in self._intakes)
         if not (settles or publishes or claims or due or probe):
             return
         try:
             try:
-                self._commit(settles, publishes, now)
+                self._commit(settles, publishes, now, claims=claims, probe=probe)
             except StaleError:
                 self._drop_stale()
-                self._commit(settles, publishes, now)
+                self._commit(settles, publishes, now, claims=claims, probe=probe)
         except Exception as error:  # noqa: BLE001 - judged there
             self._not_committed(error, publishes)
         else:
@@ -460,49 +414,43 @@ class Writer(threading.Thread):
             failure = SendError(explain(error, self._place.file))
             self._finish(command.future, dict.fromkeys(range(len(command.messages)), failure))
 
-    def _commit(self, settles: list[Settle], publishes: list[Publish], now: int) -> None:
+    def _commit(self, settles: list[Settle], publishes: list[Publish], now: int, *, claims: bool, probe: bool) -> None:
         store = self._store
-        taken: list[Delivery] = []
-        freed: dict[Intake, int] = {}
         claimed: list[tuple[Intake, list[Delivery], bool]] = []
-        touched: set[int] = set()
         earliest: int | None = None
+        promoted = 0
+        plan = Plan(self._prefix, now)
         try:
-            plan = self._plan(settles, taken, freed, now)
-            names = {self._prefix + message.queue for command in publishes for message in command.messages}
-            names.update(
-                self._prefix + settlement.message.queue
-                for command in settles
-                for settlement in command.settlements
-                if settlement.verb == Verb.MOVE and settlement.message is not None
-            )
-            self.in_transaction = True
+            for command in settles:
+                plan.take(command, self._held)
+            names = {self._prefix + message.queue for publish in publishes for message in publish.messages}
+            names |= plan.names
             with store.transaction(durable=bool(publishes) or plan.durable):
                 if store.missing(names):
                     for name in names:
                         store.queue(name)
                 batch = rows.Batch()
                 ids = _Ids(store.queues, self._prefix)
-                for command in publishes:
-                    command.errors = batch.add(command.messages, ids)
-                self._place_moves(plan, ids, touched)
+                for publish in publishes:
+                    publish.errors = batch.add(publish.messages, ids)
+                touched = plan.resolve(store.queues)
                 store.settle(self._owner, plan)
                 if batch.rows:
                     earliest = store.insert(batch, now)
                     touched.update(row[0] for row in batch.rows)
-                promoted = 0
                 if self._worker and self._next_due is not None and self._next_due <= now:
                     promoted, queues = store.promote(now, PROMOTE_AT_ONCE)
                     touched |= queues
-                self._claim(freed, touched, claimed)
+                if claims or ((settles or touched) and not self.trouble):
+                    self._claim(plan.freed, touched, claimed)
+                if probe:
+                    store.probe()
         except BaseException:
-            for delivery in taken:
+            for delivery in plan.taken:
                 self._held[delivery.tag.seq] = delivery
             raise
-        finally:
-            self.in_transaction = False
         # committed: from here on nothing can fail
-        for intake, count in freed.items():
+        for intake, count in plan.freed.items():
             intake.held -= count
         self._whet(touched)
         for intake, deliveries, more in claimed:
@@ -515,12 +463,13 @@ class Writer(threading.Thread):
             self._post(functools.partial(self._arrive, given))
         for command in settles:
             self._finish(command.future, command.refused)
-        delays = [move[4] for move in plan.moves if move[2] == sql.DELAYED]
-        for due in (earliest, *delays):
+        for due in (earliest, *plan.delays):
             if due is not None and (self._next_due is None or due < self._next_due):
                 self._next_due = due
-        if touched or delays or earliest is not None:
+        if touched or plan.delays or earliest is not None:
             self._ring()
+        if plan.faults:
+            self._next_tick = 0.0  # a queue of ours may be the place of these dead letters
         if promoted:
             self._look()
 
@@ -533,110 +482,15 @@ class Writer(threading.Thread):
             if (intake.hungry or intake.queue in touched) and not intake.paused
         ]
         wanting = [(intake, free) for intake, free in wanting if free > 0]
-        if not wanting or self.trouble:
+        if not wanting:
             return
         # whoever stood first stands last next time, and nobody takes more than a share while others want too
         share = max(1, CLAIM_AT_ONCE // len(wanting))
         for intake, free in wanting:
-            deliveries, more = self._store.claim(
-                self._owner, intake.queue, intake.spec.name, min(free, share), intake
-            )
+            deliveries, more = self._store.claim(self._owner, intake.queue, intake.spec.name, min(free, share), intake)
             claimed.append((intake, deliveries, more))
         if len(self._intakes) > 1:
             self._intakes.append(self._intakes.pop(0))
-
-    # --- settling -----------------------------------------------------------------------------------------------------
-
-    def _plan(self, settles: list[Settle], taken: list[Delivery], freed: dict[Intake, int], now: int) -> Plan:
-        plan = Plan()
-        held = self._held
-        acks, counts = plan.acks, plan.counts
-        for command in settles:
-            command.refused = []
-            for settlement in command.settlements:
-                delivery = settlement.delivery
-                tag = delivery.tag
-                if not isinstance(tag, Tag) or held.get(tag.seq) is not delivery:
-                    command.refused.append(settlement)
-                    continue
-                del held[tag.seq]
-                taken.append(delivery)
-                freed[tag.subscription] = freed.get(tag.subscription, 0) + 1
-                counts[tag.queue, sql.ACTIVE] -= 1
-                if settlement.verb == Verb.ACK:
-                    acks.append(tag.seq)
-                    if tag.more:
-                        plan.no_extra.append(tag.seq)
-                        plan.no_fault.append(tag.seq)
-                elif settlement.verb == Verb.RELEASE:
-                    self._plan_release(plan, tag, settlement.message)
-                else:
-                    self._plan_move(plan, tag, settlement, now)
-        return plan
-
-    @staticmethod
-    def _plan_release(plan: Plan, tag: Tag, message: Message | None) -> None:
-        plan.counts[tag.queue, sql.READY] += 1
-        if message is None:
-            plan.released.append(tag.seq)
-        else:
-            plan.given_back.append((tag.seq, message.attempts, message.starts, message.crashes, 1))
-        if tag.subscription.spec.order == "lifo":
-            plan.heads.append(tag.seq)
-
-    def _plan_move(self, plan: Plan, tag: Tag, settlement: Settlement, now: int) -> None:
-        message = settlement.message or settlement.delivery.message
-        place = None
-        if settlement.verb == Verb.DEAD:
-            dead_letter = tag.subscription.spec.dead_letter
-            if dead_letter is None:
-                plan.acks.append(tag.seq)
-                plan.no_extra.append(tag.seq)
-                plan.no_fault.append(tag.seq)
-                return
-            place = self._prefix + dead_letter
-        data = rows.meta(message)
-        due = None if message.due is None else rows.micros(message.due)
-        more = 0 if data is None else sql.EXTRA
-        target: int | str = self._prefix + message.queue
-        if place is not None:
-            state = sql.DEAD
-            more |= sql.FAULT
-            target = tag.queue
-            plan.counts[tag.queue, sql.DEAD] += 1
-            fault = message.fault or Fault(reason="dead-lettered without a reason")
-            if not fault.queue or not fault.at:
-                fault = Fault(
-                    fault.reason, fault.traceback, fault.at or now / 1e6, fault.queue or tag.subscription.spec.name
-                )
-            plan.faults.append((tag.seq, place, fault))
-        else:
-            state = sql.DELAYED if due is not None and due > now else sql.READY
-            if tag.more & sql.FAULT:
-                plan.no_fault.append(tag.seq)
-        if data is not None:
-            plan.extras.append((tag.seq, data))
-        elif tag.more & sql.EXTRA:
-            plan.no_extra.append(tag.seq)
-        if message.body is not tag.body and message.body != tag.body:
-            plan.bodies.append((tag.seq, message.body))
-        plan.moves.append((
-            tag.seq, target, state, message.priority, due, message.attempts, message.starts, message.crashes,
-            len(message.body), more, message.id,
-        ))  # fmt: skip
-
-    @staticmethod
-    def _place_moves(plan: Plan, ids: _Ids, touched: set[int]) -> None:
-        """Put the ids of queues where the plan has names, now that all of them have one."""
-        for at, move in enumerate(plan.moves):
-            target = move[1]
-            if isinstance(target, str):
-                target = ids.full(target)
-                plan.moves[at] = (move[0], target, *move[2:])
-                plan.counts[target, move[2]] += 1
-            if move[2] == sql.READY:
-                touched.add(target)
-        touched.update(queue for (queue, state), by in plan.counts.items() if state == sql.READY and by > 0)
 
     def _drop_stale(self) -> None:
         """Some of what we thought we hold is not ours: forget it, so that settling it is refused."""
@@ -665,6 +519,7 @@ class Writer(threading.Thread):
         try:
             self._keep_lease()
             self._inherit()
+            self._adopt()
         except Exception as error:  # noqa: BLE001 - judged there
             self._failed(error)
             return
@@ -709,9 +564,12 @@ class Writer(threading.Thread):
         self._retry_at = time.monotonic() + self._retry
         self._retry = min(self._retry * 2, RETRY_LAST)
         text = explain(error, self._place.file)
-        # a short wait for somebody else's lock is no news
+        # a short wait for somebody else's lock is no news, nor is what was said half a minute ago
         if text != self.trouble and (kind_of(error) is not Kind.WAIT or self.trouble):
-            log.error(text)
+            now = time.monotonic()
+            if now - self._said.get(text, -math.inf) > SAY_AGAIN:
+                self._said[text] = now
+                log.error(text)
         self.trouble = text
 
     def _recovered(self) -> None:
@@ -739,6 +597,9 @@ class Writer(threading.Thread):
         for _ in range(len(self._asks)):
             ask = self._asks.popleft()
             if ask.future.cancelled():
+                continue
+            if not (self._store.is_open or ask.offline):
+                self._asks.append(ask)
                 continue
             try:
                 result = ask.call(self)
@@ -769,11 +630,11 @@ class Writer(threading.Thread):
         for intake, deliveries in given:
             intake.arrive(deliveries, self.give_back)
 
-    def give_back(self, deliveries: list[Delivery]) -> asyncio.Future[list[Settlement]]:
+    def give_back(self, deliveries: list[Delivery]) -> None:
         """On the loop: release what was claimed and never delivered."""
         future: asyncio.Future[list[Settlement]] = self._loop.create_future()
+        future.add_done_callback(asyncio.Future.exception)  # closed meanwhile: then closing has given it back
         self.submit(Settle([Settlement(delivery, Verb.RELEASE) for delivery in deliveries], future))
-        return future
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -799,14 +660,16 @@ class Writer(threading.Thread):
         plan = Plan()
         for delivery in self._held.values():
             plan.counts[delivery.tag.queue, sql.ACTIVE] -= 1
-            self._plan_release(plan, delivery.tag, None)
+            plan.release(delivery.tag, None)
         try:
             with store.transaction(durable=False):
                 store.settle(self._owner, plan)
                 store.remove_owner(self._owner)
         except (StaleError, Exception) as error:  # noqa: BLE001 - said here
             # the lock file stays, free: the next worker to look returns what we held
-            log.warning("could not give back what was held; the next worker will", error=explain(error, self._place.file))
+            log.warning(
+                "could not give back what was held; the next worker will", error=explain(error, self._place.file)
+            )
             return False
         if plan.released:
             self._ring()
@@ -818,8 +681,10 @@ class Writer(threading.Thread):
         for publish in self._publishes:
             failure = SendError(self.trouble or str(error))
             self._finish(publish.future, dict.fromkeys(range(len(publish.messages)), failure))
-        for command in (*self._settles, *self._asks):
-            self._finish(command.future, None, BrokerError(self.trouble or str(error)))
+        futures: list[asyncio.Future[Any]] = [one.future for one in self._settles]
+        futures += [one.future for one in self._asks]
+        for future in futures:
+            self._finish(future, None, BrokerError(self.trouble or str(error)))
         if self._opened is not None:
             self._finish(self._opened, None, error)
         self._publishes.clear()
@@ -840,9 +705,6 @@ class _Ids(dict[str, int]):
         number = self[name] = self._queues[self._prefix + name]
         return number
 
-    def full(self, name: str) -> int:
-        return self._queues[name]
-
 
 def _resolve(done: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
     for future, result, error in done:
@@ -852,9 +714,3 @@ def _resolve(done: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) 
             future.set_result(result)
         else:
             future.set_exception(error)
-
-
-def sql_step() -> int:
-    from handrail_sqlite.store import CLEAR_AT_ONCE  # noqa: PLC0415
-
-    return CLEAR_AT_ONCE
