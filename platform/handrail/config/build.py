@@ -5,6 +5,7 @@ than the file, the files its variables name, and handler files as text.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -66,9 +67,10 @@ def _raise(path: Path, problems: list[Problem]) -> NoReturn:
 
 def _shown(path: Path) -> str:
     try:
-        return str(path.relative_to(Path.cwd()))
+        shown = str(path.relative_to(Path.cwd()))
     except (ValueError, OSError):
         return path.name
+    return path.name if shown == "." else shown
 
 
 def _text(path: Path) -> str:
@@ -187,7 +189,9 @@ class _Builder:
 
     def _missing(self, path: Where) -> None:
         if path == ("queues",):
-            self._say((), f"there is no 'queues' in this file; write {_EXAMPLE}")
+            others = [str(key[0]) for key in self._tree.keys if len(key) == 1]
+            if not any(hints.stands_for((), key, self._known(())) == "queues" for key in others):
+                self._say((), f"there is no 'queues' in this file; write {_EXAMPLE}")
         elif path[-1] == "when":
             self._say(
                 path[:-1],
@@ -213,7 +217,8 @@ class _Builder:
     def _not_a_mapping(path: Where, given: object) -> str:
         match path:
             case ("queues",):
-                return f"'queues' must be a mapping such as `taskQueue: taskHandler`, not {found(given)}"
+                space = "; put a space after the ':'" if isinstance(given, str) and ":" in given else ""
+                return f"'queues' must be a mapping such as `taskQueue: taskHandler`, not {found(given)}{space}"
             case ("brokers",):
                 return f"'brokers' must be a mapping of names to URLs, not {found(given)}"
             case (*_, "errors", int()):
@@ -242,6 +247,9 @@ class _Builder:
     def _default_broker(self, root: Root) -> str:
         """The name of the broker of queues that name none."""
         for name, given in (root.brokers or {}).items():
+            if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name):
+                said = f"a broker cannot be called {quoted(name)}"
+                self._say_key(("brokers", name), f"{said}; a name is 1 to 64 letters, digits, '-', '_' and '.'")
             if name == "default" and root.broker is not None:
                 self._say_key(
                     ("brokers", name), "the broker 'default' is given here and as 'broker'; remove one of them"
@@ -303,13 +311,16 @@ class _Builder:
             )
         )
         near = None if isinstance(name, Filled) else nearest(name, known)
-        mend = (
-            f"did you mean {quoted(near)}?"
-            if near
-            else f"known are {listed(known, 'and')}"
-            if known
-            else "name it under 'brokers'"
-        )
+        if known == ["default"]:
+            mend = "name it there, or write a URL"
+        else:
+            mend = (
+                f"did you mean {quoted(near)}?"
+                if near
+                else f"known are {listed(known, 'and')}"
+                if known
+                else "name it under 'brokers'"
+            )
         self._say(path, f"{subject(path)}: there is no broker {quoted(name)} under 'brokers'; {mend}")
         return None
 
@@ -344,7 +355,7 @@ class _Builder:
         default_broker: str | None = default
         if "broker" in common:
             default_broker = self._queue_broker(common["broker"], ("defaults", "broker"))
-        if not root.queues and ("queues",) not in self._failed and not self._any_failed("queues"):
+        if not root.queues and not self._problems:
             self._say(("queues",), f"'queues' is empty; write {_EXAMPLE}")
         queues: dict[str, QueueSettings] = {}
         folded: dict[str, str] = {}
@@ -372,9 +383,6 @@ class _Builder:
             # the embedded default that nobody asked for is not to be opened
             self._brokers.pop("default", None)
         return queues
-
-    def _any_failed(self, first: str) -> bool:
-        return any(path[:1] == (first,) for path in self._failed)
 
     def _name(self, name: str, folded: dict[str, str]) -> None:
         path = ("queues", name)

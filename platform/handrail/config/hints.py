@@ -90,22 +90,34 @@ def unknown(path: Path, key: str, value: object, known: Collection[str]) -> str:
     """The error text for *key*, which the mapping at *path* cannot have; *known* are the keys that it can."""
     said = f"unknown setting {quoted(key)}{scope(path)}"
     folded = _folded(key)
-    table = _TABLES[_kind(path)]
-    if table is _TABLES["queue"]:
+    if _kind(path) == "queue":
         if folded in _RETRIES:
             return f"{said}; {_attempts(value)}"
         if folded in _NEEDLESS:
             return f"{said}; {_NEEDLESS[folded]}"
-    same = next((name for name in known if name.replace("_", "") == folded), None)
-    if same is None and (ours := table.get(folded)) in known:
-        return f"{said}; here it is called {quoted(str(ours))}"
-    if not path and (key in _QUEUE or folded in _RETRIES or (same is None and folded in _TABLES["queue"])):
+    if (ours := _same(path, key, known)) is not None:
+        spelled = ours.replace("_", "") == folded
+        return f"{said}; did you mean {quoted(ours)}?" if spelled else f"{said}; here it is called {quoted(ours)}"
+    if not path and (key in _QUEUE or folded in _RETRIES or folded in _TABLES["queue"]):
         return f"{said}; what holds for all queues stands under 'defaults', what holds for one under its name"
     if _kind(path) == "queue" and key in _TOP:
         return f"{said}; it holds for the whole project and stands at the top of the file"
-    if near := same or nearest(key, known):
+    if near := nearest(key, known):
         return f"{said}; did you mean {quoted(near)}?"
     return f"{said}; known are {listed(sorted(known), 'and')}"
+
+
+def stands_for(path: Path, key: str, known: Collection[str]) -> str | None:
+    """The one of *known* that *key* was most likely meant to be, or None."""
+    return _same(path, key, known) or nearest(key, known)
+
+
+def _same(path: Path, key: str, known: Collection[str]) -> str | None:
+    folded = _folded(key)
+    if spelled := next((name for name in known if name.replace("_", "") == folded), None):
+        return spelled
+    ours = _TABLES[_kind(path)].get(folded)
+    return ours if ours in known else None
 
 
 def meant(ours: str, keys: Collection[str]) -> str | None:

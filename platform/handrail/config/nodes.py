@@ -293,15 +293,12 @@ def _marked(text: str, error: yaml.MarkedYAMLError) -> Problem:
     if at is None or began is None:
         return Problem(Place(1, 1), f"bad YAML: {problem}")
     here = _place(at)
-    line = (text.splitlines() or [""])[min(at.line, text.count("\n"))] if text else ""
+    line = "".join(text.split("\n")[at.line : at.line + 1])
     match (problem, context):
         case (_, _) if r"'\t'" in problem:
             return Problem(here, "a tab cannot indent YAML; use spaces")
         case ("mapping values are not allowed here", _):
-            return Problem(
-                here,
-                "a second ':' in this place; indent the line like its neighbours, or put a text with ': ' in quotes",
-            )
+            return _colon(text.split("\n"), here)
         case (_, "while scanning a simple key"):
             return Problem(_place(began), "this line has no ':'; write it as `key: value`")
         case (_, "while scanning a quoted scalar"):
@@ -316,6 +313,8 @@ def _marked(text: str, error: yaml.MarkedYAMLError) -> Problem:
             opened = "'['" if "sequence" in context else "'{'"
             return Problem(here, f"the {opened} of line {began.line + 1} is not closed here, or a comma is missing")
         case (_, "while parsing a block mapping" | "while parsing a block collection"):
+            if (sign := problem[-2:-1]) in {"]", "}", ","}:
+                return Problem(here, f"there is a {quoted(sign)} too many here; remove it, or put the text in quotes")
             return Problem(here, f"this does not line up with line {began.line + 1}; indent it like its neighbours")
         case (_, "while scanning for the next token"):
             sign = line[at.column : at.column + 1]
@@ -329,3 +328,16 @@ def _marked(text: str, error: yaml.MarkedYAMLError) -> Problem:
                 f"no anchor &{name} stands above this alias; define it, or put a text that starts with '*' in quotes",
             )
     return Problem(here, f"bad YAML: {problem}{f', {context}' if context else ''}")
+
+
+def _colon(lines: list[str], here: Place) -> Problem:
+    """A ``:`` where no key can be: a second one, or the first after a line that was no key at all."""
+    line = lines[here.line - 1] if here.line <= len(lines) else ""
+    before = next((number for number in range(here.line - 1, 0, -1) if lines[number - 1].strip()), 0)
+    above = lines[before - 1].split(" #")[0].rstrip() if before else ""
+    if re.search(r":\s", line[: here.column - 1]):
+        return Problem(here, "a second ':' in one line; put the text in quotes, or the rest on lines of its own")
+    if above and not above.endswith(":") and ": " not in above:
+        place = Place(before, len(above) - len(above.lstrip()) + 1)
+        return Problem(place, "this line has no ': '; write `key: value`, with a space after the ':'")
+    return Problem(here, "this line is indented deeper than the one above, which has a value already; line them up")

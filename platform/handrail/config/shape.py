@@ -265,7 +265,7 @@ def _ledger() -> Leaf:
         if isinstance(given, str) and re.match(r"sqlite:.", given):
             return given
         mend = ""
-        if isinstance(given, str) and not isinstance(given, Filled) and given and ":" not in given:
+        if isinstance(given, str) and not isinstance(given, Filled) and re.search(r"[./]", given) and ":" not in given:
             mend = f"; write 'sqlite:{given}'"
         raise ValueError(f"must be {words}, not {_meant(value, given)}{mend}")
 

@@ -57,8 +57,8 @@ def quoted(text: str) -> str:
 def found(value: object) -> str:
     """What *value* is, to stand after ``not``: ``the text 'many'``, ``a list``."""
     match value:
-        case Filled(source=source):
-            return f"the value of {quoted(source).strip(chr(39))}"
+        case Filled():
+            return f"the value of {quoted(value)[1:-1]}"
         case str():
             return f"the text {quoted(value)}" if value else "an empty text"
         case bool():
