@@ -106,7 +106,7 @@ def _usage(error: Any) -> int:
     text = " ".join(error.format_message().split())
     if not text:  # typer raises a nameless error after it has printed the help
         return ExitCode.USAGE
-    if unknown := re.fullmatch(r"No such command '(.*)'\.?", text):
+    if unknown := re.match(r"No such command '([^']*)'", text):
         text = f"there is no command {unknown[1]!r}{nearest(unknown[1], _commands())}"
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "platform"

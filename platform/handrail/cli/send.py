@@ -249,10 +249,10 @@ def quoting_hint(text: str) -> str:
     stripped = text.strip()
     if not stripped:
         return "; it is empty"
+    if stripped[0] in "{[" and "'" in stripped and '"' not in stripped:
+        return """; JSON wants double quotes inside and the shell single ones around: '{"n": 1}'"""
     if stripped[0] in "{[" and '"' not in stripped and any(c.isalpha() for c in stripped):
         return """; the shell took the double quotes away: put single quotes around it all, as in '{"n": 1}'"""
-    if stripped[0] in "{[" and "'" in stripped:
-        return """; JSON wants double quotes inside and the shell single ones around: '{"n": 1}'"""
     if stripped[0] == "'":
         return "; the single quotes have become part of it: use them once, around it all"
     if stripped[0] not in '{["-0123456789':
