@@ -14,11 +14,13 @@ import struct
 import tempfile
 from pathlib import Path
 
+from handrail.errors import StartError
+
 EMPTY, GIVEN, RUNNING, ENDED = 0, 1, 2, 3
 
 #: Slots on a board: the most jobs that one worker can have in its hosts at once.
 SLOTS = 16_384
-#: state, crashes so far, length of the name; then the name itself (queue, NUL, id), at most 300 bytes.
+#: state, crashes so far, length of the name; then the name itself (queue, NUL, id), 128 + 1 + 128 bytes at most.
 _HEAD = struct.Struct("=BHH")
 _SIZE = 320
 _NAME = _SIZE - _HEAD.size
@@ -37,15 +39,29 @@ class Board:
 
     @classmethod
     def create(cls, path: Path | None) -> Board:
-        """A new, empty board at *path*, or a nameless one that nobody outside this worker's processes can read."""
-        if path is None:
-            fd, name = tempfile.mkstemp(prefix="handrail-board-")
-            os.unlink(name)  # noqa: PTH108 - nameless from here on
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        os.ftruncate(fd, SLOTS * _SIZE)  # sparse: only slots in use take memory
-        return cls(fd, path)
+        """A new, empty board at *path*, or a nameless one that nobody outside this worker's processes can read.
+
+        Raises :class:`StartError` when there is no room for it, or no right to make it.
+        """
+        fd = -1
+        try:
+            if path is None:
+                fd, name = tempfile.mkstemp(prefix="handrail-board-")
+                os.unlink(name)  # noqa: PTH108 - nameless from here on
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            _reserve(fd, SLOTS * _SIZE)
+            return cls(fd, path)
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+                if path is not None:
+                    path.unlink(missing_ok=True)
+            raise StartError(
+                f"{path or tempfile.gettempdir()}: cannot make the board of running jobs "
+                f"({SLOTS * _SIZE >> 20} MB): {error.strerror}"
+            ) from error
 
     def take(self, queue: str, message_id: str, crashes: int) -> int:
         """A free slot, now GIVEN to that message. Raises ``IndexError`` when all are taken."""
@@ -81,6 +97,16 @@ class Board:
         os.close(self.fd)
         if unlink and self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+def _reserve(fd: int, size: int) -> None:
+    # a hole in a mapped file on a full disk kills its writer (SIGBUS), at any later time: take the space now
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, size)
+        return
+    chunk = bytes(1 << 16)  # type: ignore[unreachable,unused-ignore]  # macOS
+    for at in range(0, size, len(chunk)):
+        os.pwrite(fd, chunk[: size - at], at)
 
 
 def running_at(path: Path) -> dict[tuple[str, str], int]:

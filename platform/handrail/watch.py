@@ -119,6 +119,10 @@ class _Tree:
         self._folder("", files, before, folders, set())
         return _Look(files, folders, time.monotonic() - started)
 
+    def checking_out(self) -> bool:
+        """Whether git is at work on the files: it may pause for longer than any editor."""
+        return os.path.exists(os.path.join(self.root, ".git", "index.lock"))
+
     def _folder(
         self,
         relative: str,
@@ -240,8 +244,8 @@ class Watcher:
     async def changes(self) -> AsyncIterator[Change]:
         """Changes, as they happen, for one consumer; ends when the watcher is closed.
 
-        A burst of changes (a checkout, a formatter) is one: it is waited for until 0.1 s passed without another, for 2 s
-        at most. What changes while the consumer is busy comes as one change afterwards.
+        A burst of changes (a checkout, a formatter) is one: it is waited for until 0.1 s passed without another
+        and git, if it was at work, is done; for 2 s at most. What changes while the consumer is busy comes as one change afterwards.
         """
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._rewatch, self._look)
@@ -301,7 +305,8 @@ class Watcher:
             try:
                 await asyncio.wait_for(self._event.wait(), SETTLE)
             except TimeoutError:
-                return
+                if not self._tree.checking_out():
+                    return
 
     # -- comparing -----------------------------------------------------------------------------------------------------
 
@@ -315,7 +320,7 @@ class Watcher:
             again = await asyncio.to_thread(self._tree.look, look.files)
             same = _digests(again.files) == _digests(look.files)
             look = again
-            if same:
+            if same and not self._tree.checking_out():
                 break
         if await asyncio.to_thread(self._rewatch, look):
             self._event.set()  # what happened in a new folder before its watch stood

@@ -137,17 +137,29 @@ def test_same_size_at_once(project: Path, way: str) -> None:
 
 
 def test_thousand_files(project: Path, way: str) -> None:
-    """A checkout that writes a thousand files is one change."""
-    (project / "pkg").mkdir()
+    """A checkout that writes a thousand files, and takes others away, is one change."""
 
-    def checkout() -> None:
-        for number in range(1000):
-            (project / "pkg" / f"m{number}.py").write_text(str(number))
+    def git(*arguments: str) -> None:
+        own = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *own, *arguments], cwd=project, check=True, capture_output=True)
+
+    git("init", "-b", "one")
+    git("add", ".")
+    git("commit", "-m", "one")
+    git("checkout", "-b", "two")
+    (project / "pkg").mkdir()
+    for number in range(1000):
+        (project / "pkg" / f"m{number}.py").write_text(str(number))
+    git("rm", "shared.py")
+    git("add", ".")
+    git("commit", "-m", "two")
+    git("checkout", "one")
 
     async def story(next_change: Next) -> None:
-        await asyncio.to_thread(checkout)
+        await asyncio.to_thread(git, "checkout", "two")
         change = await next_change()
         assert len(change.files) == 1000
+        assert change.gone == ("shared.py",)
         assert not change.config
 
     watching(project, story)
@@ -291,7 +303,7 @@ def test_circle_of_links(project: Path, way: str) -> None:
 
 
 def test_not_code(project: Path, way: str) -> None:
-    """Data, environments, packages of others, hidden folders, bytecode and tests are nobody's change, and named pipes not read."""
+    """Data, environments, packages of others, hidden folders, bytecode and tests are no change; named pipes are not read."""
     for folder in (".venv/lib", "env/lib", "web/node_modules/x", ".git", ".platform", "handlers/__pycache__", "tests"):
         (project / folder).mkdir(parents=True)
     (project / "env" / "pyvenv.cfg").write_text("home = /usr\n")
@@ -319,9 +331,10 @@ def test_not_code(project: Path, way: str) -> None:
 def test_unreadable(project: Path, way: str) -> None:
     """A folder with a file's name, and a file whose name is not UTF-8, are no trouble."""
     (project / "handlers" / "folder.py").mkdir()
+    strange = Path(os.fsdecode(bytes(project / "handlers") + b"/\xff.py"))
 
     async def story(next_change: Next) -> None:
-        Path(os.fsdecode(bytes(project / "handlers") + b"/\xff.py")).write_text("X = 1\n")
+        os.close(os.open(strange, os.O_CREAT))
         assert await next_change() == Change((os.fsdecode(b"handlers/\xff.py"),))
 
     watching(project, story)
@@ -333,7 +346,7 @@ def test_project_removed_and_made_again(project: Path, way: str, monkeypatch: py
     monkeypatch.setattr(watch, "SHARE", 1.0)
 
     async def story(next_change: Next) -> None:
-        project.rename(project.parent / "aside")
+        os.rename(project, project.parent / "aside")  # noqa: PTH104
         change = await next_change()
         assert change == Change((), ("handlers/one.py", "queues.yaml", "shared.py"), config=True)
         (project.parent / "aside").rename(project)
