@@ -139,7 +139,11 @@ class Calls:
         if binding.on_loop:
             job.task = self._new_task(self._on_loop(job, binding), name=facts[0], context=self._context.copy())
         else:
-            self._threads.run(self._context.copy(), self._in_thread, job, binding)
+            try:
+                self._threads.run(self._context.copy(), self._in_thread, job, binding)
+            except RuntimeError as error:  # the system gives no further thread
+                self._raised(job, error)
+                self._left(job)
 
     def cancel(self, token: int, reason: str) -> None:
         """Give the job up: nothing it reports counts any more. FREED follows when nothing of it is left."""
@@ -202,7 +206,9 @@ class Calls:
 
     def _enter(self, job: Job, binding: Binding) -> bool:
         """Note that it runs, and decode its message; False when it cannot be handled."""
-        if self._board is not None and job.slot >= 0 and job.token in self.open:
+        if job.token not in self.open:
+            return False  # given up before its thread began
+        if self._board is not None and job.slot >= 0:
             self._board.mark(job.slot, RUNNING)
         facts = job._facts
         try:
@@ -233,7 +239,7 @@ class Calls:
             if inspect.iscoroutine(value):
                 value.close()
             raise HandlerError(
-                f"{binding.where} is a plain function that returned {_article(type(value).__name__)}, so nothing of it ran; "
+                f"{binding.where} is a plain function that returned {_article(type(value).__name__)}, which nobody awaits; "
                 "write async def (also for the decorators around it)"
             )
         return value
@@ -432,9 +438,13 @@ class Calls:
             await asyncio.sleep(0.01)
 
     def close(self) -> None:
-        """Nothing more is told to anybody."""
+        """Nothing more is told to anybody, and what still runs on the loop is cancelled."""
         self._closed = True
         self.open.clear()
+        for job in list(self.live.values()):
+            job._reason = job._reason or "drain"
+            if job.task is not None:
+                job.task.cancel()
 
 
 def _plain_verdict(error: BaseException) -> BaseException:

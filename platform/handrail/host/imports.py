@@ -106,24 +106,23 @@ class ProjectFinder(MetaPathFinder):
 
     def owns(self, path: str) -> bool:
         """Whether *path* lies in the project and not in an environment of libraries inside it."""
-        inside = path == self._root or path.startswith(self._root + os.sep)
+        inside = path == self._root or path.startswith(self._root.rstrip(os.sep) + os.sep)
         return inside and "site-packages" not in path and "dist-packages" not in path
 
-    def modules(self) -> list[str]:
-        """Names of the imported modules that this finder found, aliases included."""
-        return [
-            name
-            for name, module in list(sys.modules.items())
-            if name in self._aliases
-            or (
-                isinstance(getattr(getattr(module, "__spec__", None), "loader", None), FreshLoader)
-                and self.owns(getattr(module, "__file__", None) or "")
-            )
-        ]
+    def aliases(self) -> list[str]:
+        """Short names under which handlers were imported."""
+        return list(self._aliases)
 
     def changed(self) -> bool:
-        """Whether a module imported by way of a finder of ours is no longer what its file says."""
-        return any(_stale(getattr(sys.modules[name], "__file__", None) or "") for name in self.modules())
+        """Whether a module of the project, imported by way of a finder of ours, is no longer what its file says."""
+        files = (getattr(sys.modules[name], "__file__", None) or "" for name in list(sys.modules) if _fresh(name))
+        return any(self.owns(file) and _stale(file) for file in files)
+
+
+def _fresh(name: str) -> bool:
+    """Whether the imported module *name* came by way of a finder of ours."""
+    spec = getattr(sys.modules[name], "__spec__", None)
+    return isinstance(getattr(spec, "loader", None), FreshLoader)
 
 
 def _stands(folder: str, name: str) -> bool:
@@ -152,23 +151,29 @@ def install(root: str, *, process_wide: bool) -> ProjectFinder:
         package = sys.modules.get(PACKAGE)
         foreign = package is not None and f"{root}/{PACKAGE}" not in list(getattr(package, "__path__", ()))
         if foreign or finder.changed():
-            forget([PACKAGE, *(name for name in sys.modules if name.startswith(f"{PACKAGE}.")), *finder.modules()])
-    # before libraries are looked for, after what is built into the interpreter
-    at = next((i for i, one in enumerate(sys.meta_path) if one is machinery.PathFinder), len(sys.meta_path))
+            _forget([name for name in sys.modules if name == PACKAGE or name.startswith(f"{PACKAGE}.") or _fresh(name)])
+    # before libraries are looked for and before the finder that this one follows at a reload, but after what is built
+    # into the interpreter
+    places = [
+        index
+        for index, one in enumerate(sys.meta_path)
+        if one is machinery.PathFinder or isinstance(one, ProjectFinder)
+    ]
+    at = places[0] if places else len(sys.meta_path)
     sys.meta_path.insert(at, finder)
     importlib.invalidate_caches()
     return finder
 
 
 def uninstall(finder: ProjectFinder) -> None:
-    """Take *finder* away; what it imported stays."""
+    """Take *finder* away; what it imported stays under its full name, until a load finds it changed."""
     if finder in sys.meta_path:
         sys.meta_path.remove(finder)
     # a name such as `mail` means something only while this project is served
-    forget([name for name in finder.modules() if not name.startswith(f"{PACKAGE}.")])
+    _forget(finder.aliases())
 
 
-def forget(names: list[str]) -> None:
+def _forget(names: list[str]) -> None:
     for name in names:
         sys.modules.pop(name, None)
 

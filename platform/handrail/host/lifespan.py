@@ -13,6 +13,9 @@ from typing import Any
 
 from handrail.host import job
 
+#: Whose state it is: at a reload in one process the next lifespan is entered before this one is left.
+_owner: Lifespan | None = None
+
 
 class Lifespan:
     """One lifespan, entered and left in the same task, as cancel scopes need it."""
@@ -29,6 +32,8 @@ class Lifespan:
         if not isinstance(value, dict):
             await self._stack.aclose()
             raise TypeError(f"lifespan yielded {type(value).__name__}; yield a dict, which becomes context.state")
+        global _owner
+        _owner = self
         job.state.clear()
         job.state.update(value)
 
@@ -53,7 +58,8 @@ class Lifespan:
         try:
             await self._stack.aclose()
         finally:
-            job.state.clear()
+            if _owner is self:
+                job.state.clear()
 
 
 def _enterable(found: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from handrail import codec
 from handrail.config.model import ErrorRule, HandlerRef, QueueSettings, Settings
 from handrail.host import imports, rules, shape, tracebacks
+from handrail.outcome import clip
 from handrail.pipe import Found
 
 _Given = TypeVar("_Given")
@@ -100,7 +101,10 @@ class Loader:
             try:
                 binding = self._bind(self._settings.queues[name])
             except Problem as problem:
-                self._tell(str(problem))
+                self.tell(str(problem))
+                continue
+            except Exception as error:  # noqa: BLE001 - looking at the user's objects runs the user's code
+                self.tell(tracebacks.block(error, self.root))
                 continue
             isolated = self._settings.queues[name].isolation == "process"
             bindings.append(binding)
@@ -139,8 +143,9 @@ class Loader:
             return fallback
         return f"{tracebacks.shown(at[0], self.root)}:{at[1]}"
 
-    def _tell(self, text: str) -> None:
-        if text and text not in self.problems:
+    def tell(self, text: str) -> None:
+        """Add a problem, unless it is empty or told already."""
+        if text and (text := clip(text)) not in self.problems:
             self.problems.append(text)
 
     def _guarded(self, act: Callable[[_Given], _Made], given: _Given) -> _Made:

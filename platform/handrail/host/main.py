@@ -82,14 +82,14 @@ class Host:
         self.calls = calls = Calls(self._pipe, loader.root, board=board)
         self._sends = sends = PipeTransport(calls, load.settings)
         before = transport.current()
+        if isinstance(before, PipeTransport):  # of the host that this one follows, which will be gone
+            before = None
         transport.install(sends)
         try:
             await self._serve(load, loader, calls, sends)
         finally:
-            transport.install(before)
-            for job in list(calls.live.values()):
-                if job.task is not None:
-                    job.task.cancel()
+            if transport.current() is sends:
+                transport.install(before)
             calls.close()
             sends.close()
             if self._in_process:
@@ -130,8 +130,7 @@ class Host:
         try:
             found = loader.lifespan()
         except Problem as problem:
-            if str(problem):
-                loader.problems.append(str(problem))
+            loader.tell(str(problem))
             return None
         if loader.problems:
             return None
@@ -142,6 +141,6 @@ class Host:
             raise
         except BaseException as error:  # noqa: BLE001 - the user's opening code may raise anything
             text = tracebacks.block(error, loader.root)
-            loader.problems.append(f"{loader.place(found, f'handlers/{LIFESPAN}')}: lifespan failed to open\n{text}")
+            loader.tell(f"{loader.place(found, f'handlers/{LIFESPAN}')}: lifespan failed to open\n{text}")
             return None
         return lifespan

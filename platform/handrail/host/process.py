@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: prctl(2): the signal this process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
+#: The signals by which people and supervisors end processes.
+_OURS = frozenset({signal.SIGINT, signal.SIGTERM})
 #: What a write to a reader who has left may fail with.
 _GONE = frozenset({errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF})
 
@@ -65,19 +67,31 @@ def _die_with_parent() -> None:
 
 def _ignore_signals() -> None:
     # a handler rather than SIG_IGN, which programs that handlers start would inherit; they get the defaults
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _OURS:
         signal.signal(number, _nothing)
-    os.register_at_fork(after_in_child=_default_signals)
+    # forked children keep handlers; a process pool ends its workers by SIGTERM, perhaps in the moment they are born
+    os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals_go, after_in_child=_default_signals)
 
 
 def _nothing(_number: int, _frame: FrameType | None) -> None:
     """Ignored: the dispatcher decides when a host ends."""
 
 
+_held = threading.local()
+
+
+def _hold_signals() -> None:
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+
+
+def _let_signals_go() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
+
+
 def _default_signals() -> None:
-    # forked children keep handlers; a process pool ends its workers by SIGTERM
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _let_signals_go()
 
 
 def _streams() -> None:

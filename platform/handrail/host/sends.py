@@ -12,6 +12,7 @@ import msgspec
 from handrail import duration
 from handrail.config.model import Settings
 from handrail.errors import BufferFullError, SendError, SendTimeoutError
+from handrail.host import tracebacks
 from handrail.host.call import Calls
 from handrail.message import Message
 from handrail.pipe import ToDispatcher
@@ -83,7 +84,7 @@ class PipeTransport:
         try:
             found[1](failures)
         except Exception as error:  # noqa: BLE001 - whoever is told may not harm the others
-            self._calls.say("error", "what waited for a send failed", error=f"{type(error).__name__}: {error}")
+            self._calls.say("error", "what waited for a send failed", error=tracebacks.one_line(error))
 
     def _watch(self) -> None:
         """Give up what is overdue; on the loop, where one timer serves all, since all wait equally long."""

@@ -34,7 +34,7 @@ def one_line(error: BaseException) -> str:
 
 def users(filename: str, root: str) -> bool:
     """Whether *filename* is the project's own code, rather than handrail's, a library's or the interpreter's."""
-    if filename.startswith(_OURS) or not filename.startswith(root + os.sep):
+    if filename.startswith(_OURS) or not filename.startswith(root.rstrip(os.sep) + os.sep):
         return False
     return "site-packages" not in filename and "dist-packages" not in filename
 
@@ -89,4 +89,4 @@ def _places(error: BaseException) -> list[tuple[str, int]]:
 
 def shown(file: str, root: str) -> str:
     """*file* relative to the project where it lies in it."""
-    return file.removeprefix(root + os.sep)
+    return file.removeprefix(root.rstrip(os.sep) + os.sep)

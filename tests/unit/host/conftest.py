@@ -50,7 +50,9 @@ class Project:
         file.write_text(textwrap.dedent(text))
         return file
 
-    def handler(self, source: str, name: str = "q", file: str = "h.py", function: str = "handler", **options: Any) -> None:
+    def handler(
+        self, source: str, name: str = "q", file: str = "h.py", function: str = "handler", **options: Any
+    ) -> None:
         """Bind queue *name* to *function* of a handler file with *source*."""
         self.write(f"handlers/{file}", source)
         self.bind(name, HandlerRef(f"{file[:-3]}.{function}", file, function), **options)

@@ -36,7 +36,9 @@ def test_callback_completes(project, memory, define):
 
 
 @KINDS
-@pytest.mark.parametrize(("result", "data"), [("{'a': [1, 2]}", b'{"a":[1,2]}'), ("0", b"0"), ("''", b'""'), ("None", None)])
+@pytest.mark.parametrize(
+    ("result", "data"), [("{'a': [1, 2]}", b'{"a":[1,2]}'), ("0", b"0"), ("''", b'""'), ("None", None)]
+)
 def test_callback_keeps_its_result(project, memory, define, result, data):
     """callback(None, result) completes the job with the result as JSON; None is no result."""
     simple(project, define, f"callback(None, {result})")
@@ -153,7 +155,10 @@ def test_an_error_that_was_caught_keeps_its_traceback(project, memory):
 
 
 @KINDS
-@pytest.mark.parametrize(("act", "path"), [("callback(None, {'a': [1, object()]})", "result.a[1]"), ("callback(None, float('nan'))", "result")])
+@pytest.mark.parametrize(
+    ("act", "path"),
+    [("callback(None, {'a': [1, object()]})", "result.a[1]"), ("callback(None, float('nan'))", "result")],
+)
 def test_a_result_that_cannot_be_serialised_fails_with_its_path(project, memory, define, act, path):
     """The attempt fails and names the place inside the result."""
     simple(project, define, act)
@@ -168,7 +173,9 @@ def test_a_result_that_cannot_be_serialised_fails_with_its_path(project, memory,
 
 
 @KINDS
-@pytest.mark.parametrize("act", ["callback(Reject('why'))", "raise Reject('why')", "raise ExceptionGroup('g', [Reject('why')])"])
+@pytest.mark.parametrize(
+    "act", ["callback(Reject('why'))", "raise Reject('why')", "raise ExceptionGroup('g', [Reject('why')])"]
+)
 def test_reject_is_dead_now(project, memory, define, act):
     """Reject, raised or given, alone or as a whole group, rejects with its reason."""
     simple(project, define, act)
@@ -182,7 +189,8 @@ def test_reject_is_dead_now(project, memory, define, act):
 
 @KINDS
 @pytest.mark.parametrize(
-    ("act", "seconds"), [("callback(RetryLater(30))", 30), ("raise RetryLater('1h30m')", 5400), ("raise RetryLater()", 0)]
+    ("act", "seconds"),
+    [("callback(RetryLater(30))", 30), ("raise RetryLater('1h30m')", 5400), ("raise RetryLater()", 0)],
 )
 def test_retry_later_comes_back(project, memory, define, act, seconds):
     """RetryLater, raised or given, carries its delay in seconds."""
@@ -272,7 +280,7 @@ def test_a_timed_out_thread_is_abandoned_then_freed(project, memory):
     async def test():
         async with memory() as host:
             token = host.run()
-            await host.ping()
+            await host.until(lambda: host.host.calls.live and host.host.calls.live[token].message is not None)
             host.send(ToHost.CANCEL, token, "timeout")
             await host.until(lambda: host.has(ToDispatcher.FREED, token))
             ops = [one[0] for one in host.heard if one[0] in (ToDispatcher.ABANDONED, ToDispatcher.FREED)]
