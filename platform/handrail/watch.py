@@ -244,8 +244,9 @@ class Watcher:
     async def changes(self) -> AsyncIterator[Change]:
         """Changes, as they happen, for one consumer; ends when the watcher is closed.
 
-        A burst of changes (a checkout, a formatter) is one: it is waited for until 0.1 s passed without another
-        and git, if it was at work, is done; for 2 s at most. What changes while the consumer is busy comes as one change afterwards.
+        A burst of changes (a checkout, a formatter) is one: it is waited for until 0.1 s passed without another and git,
+        if it was at work, is done; for 2 s at most. What changes while the consumer is busy comes as one change
+        afterwards.
         """
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._rewatch, self._look)
