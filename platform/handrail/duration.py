@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from datetime import timedelta
+from decimal import Decimal
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_UNITS: dict[str, Decimal | int] = {"ms": Decimal("0.001"), "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(ms|s|m|h|d|w)")
 _WHOLE = re.compile(rf"{_PART.pattern}(?: ?{_PART.pattern})*")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
@@ -42,17 +44,17 @@ def seconds(value: str | float | timedelta) -> float:
 def _parse(text: str) -> float:
     compact = text.strip(" ")
     if _WHOLE.fullmatch(compact):
-        return math.fsum(_scaled(number, unit) for number, unit in _PART.findall(compact))
+        return _sum(_PART.findall(compact))
     if iso := _ISO.fullmatch(compact):
-        return math.fsum(_scaled(number, unit) for unit, number in iso.groupdict("0").items())
+        return _sum((number, unit) for unit, number in iso.groupdict("0").items())
     if _NUMBER.fullmatch(compact):
         raise ValueError(f"{text!r} has no unit; write {compact}s for seconds (or ms, m, h, d)")
     raise ValueError(f"{text!r} is not a duration; write it like 250ms, 30s, 1h30m or PT5M")
 
 
-def _scaled(number: str, unit: str) -> float:
-    # dividing rounds once, so that 9ms is the float 0.009; 9 * 0.001 is not
-    return float(number) / 1000 if unit == "ms" else float(number) * _UNITS[unit]
+def _sum(parts: Iterable[tuple[str, str]]) -> float:
+    # decimal, to round once: 9 * 0.001 is not the float 0.009, nor is 60 + 57.409 the float 117.409
+    return float(sum((Decimal(number) * _UNITS[unit] for number, unit in parts), Decimal(0)))
 
 
 def _short(shown: str) -> str:

@@ -295,7 +295,9 @@ _queues = st.builds(
     isolation=st.sampled_from(["none", "process"]),
     content=st.sampled_from(["json", "text", "bytes"]),
     errors=st.lists(
-        st.builds(ErrorRule, when=st.sampled_from(["ValueError", "a.B"]), then=st.just("retry"), backoff=st.none() | _backoffs),
+        st.builds(
+            ErrorRule, when=st.sampled_from(["ValueError", "a.B"]), then=st.just("retry"), backoff=st.none() | _backoffs
+        ),
         max_size=2,
     ).map(tuple),
 )
@@ -316,7 +318,9 @@ def _written_backoff(backoff: Backoff) -> object:
 
 
 def _written(queue: QueueSettings) -> dict[str, object]:
-    found = {key: getattr(queue, key) for key in ("attempts", "max_crashes", "priority", "order", "isolation", "content")}
+    found = {
+        key: getattr(queue, key) for key in ("attempts", "max_crashes", "priority", "order", "isolation", "content")
+    }
     found["handler"] = queue.handler.text
     found["concurrency"] = "auto" if queue.concurrency is None else queue.concurrency
     found["max_starts"] = "none" if queue.max_starts is None else queue.max_starts
@@ -334,14 +338,17 @@ def _written(queue: QueueSettings) -> dict[str, object]:
 @given(st.dictionaries(_names, _queues, min_size=1, max_size=3), st.booleans())
 def test_what_is_written_is_what_is_loaded(project, queues, flow):
     """Any settings, written as YAML in either style, load as themselves."""
-    queues = {name: queue for name, queue in queues.items() if not any(n != name and n.casefold() in {name.casefold(), f"{name}.dead".casefold()} for n in queues)}
+    queues = {
+        name: queue
+        for name, queue in queues.items()
+        if not any(n != name and n.casefold() in {name.casefold(), f"{name}.dead".casefold()} for n in queues)
+    }
     if not queues:
         return
-    queues = {
-        name: msgspec.structs.replace(queue, name=name, dead_letter=None) for name, queue in queues.items()
-    }
+    queues = {name: msgspec.structs.replace(queue, name=name, dead_letter=None) for name, queue in queues.items()}
     text = yaml.safe_dump(
-        {"queues": {name: _written(queue) | {"dead_letter": False} for name, queue in queues.items()}}, default_flow_style=flow
+        {"queues": {name: _written(queue) | {"dead_letter": False} for name, queue in queues.items()}},
+        default_flow_style=flow,
     )
 
     assert project.load(text).queues == queues

@@ -38,8 +38,10 @@ FILES = {
     ),
     "no space": (
         "queues:\n  a:taskHandler\n",
-        "2:3: 'queues' must be a mapping such as `taskQueue: taskHandler`, not the text 'a:taskHandler'; "
-        "put a space after the ':'",
+        (
+            "2:3: 'queues' must be a mapping such as `taskQueue: taskHandler`, not the text 'a:taskHandler'; "
+            "put a space after the ':'"
+        ),
     ),
     "not UTF-8": (b"queues:\n  \xc3\xa9\xff: a\n", "2:4: the file is not UTF-8 here; save it as UTF-8"),
     # bad YAML
@@ -59,10 +61,13 @@ FILES = {
         "queues:\n  a: b\n    c: d\n",
         "3:6: this line is indented deeper than the one above, which has a value already; line them up",
     ),
-    "out of line": ("queues:\n  a: b\n c: d\n", "3:2: this does not line up with line 1; indent it like its neighbours"),
+    "out of line": (
+        "queues:\n  a: b\n c: d\n",
+        "3:2: this does not line up with line 1; indent it like its neighbours",
+    ),
     "escape": (
         'queues: {a: "\\q"}\n',
-        '1:15: in "double quotes" a backslash starts an escape; write \\\\, or use \'single quotes\'',
+        "1:15: in \"double quotes\" a backslash starts an escape; write \\\\, or use 'single quotes'",
     ),
     "at sign": ("queues: {a: b}\nprefix: @x\n", "2:9: a text cannot start with '@'; put it in quotes"),
     "no anchor": (
@@ -78,7 +83,10 @@ FILES = {
         "queues: {a: ${X}}\n",
         '1:14: inside { } and [ ] a variable needs quotes; write "${NAME}"',
     ),
-    "nested for ever": ("- " * 30_000, "1:101: more than 50 mappings or lists inside one another; queues.yaml needs no such depth"),
+    "nested for ever": (
+        "- " * 30_000,
+        "1:101: more than 50 mappings or lists inside one another; queues.yaml needs no such depth",
+    ),
     "alias in itself": (
         "queues: &a {b: *a}\n",
         "1:9: this alias stands inside its own anchor; it has no end",
@@ -117,20 +125,30 @@ FILES = {
     ),
     "nothing like it": (
         "zzz: 1\n" + Q,
-        "1:1: unknown setting 'zzz'; known are broker, brokers, defaults, drain_timeout, ledger, max_message_bytes, "
-        "prefix, queues, send_buffer and send_timeout",
+        (
+            "1:1: unknown setting 'zzz'; known are broker, brokers, defaults, drain_timeout, ledger, max_message_bytes, "
+            "prefix, queues, send_buffer and send_timeout"
+        ),
     ),
     "queue's key at the top": (
         "attempts: 3\n" + Q,
-        "1:1: unknown setting 'attempts'; what holds for all queues stands under 'defaults', "
-        "what holds for one under its name",
+        (
+            "1:1: unknown setting 'attempts'; what holds for all queues stands under 'defaults', "
+            "what holds for one under its name"
+        ),
     ),
     "top's key in a queue": (
         _queue("drain_timeout: 3s"),
         "4:5: unknown setting 'drain_timeout' for queue 'a'; it holds for the whole project and stands at the top of the file",
     ),
-    "key twice": (_queue("attempts: 3\n    attempts: 4"), "5:5: 'attempts' is here twice, first in line 4; remove one of them"),
-    "queue twice": ("queues:\n  a: taskHandler\n  'a': taskHandler\n", "3:3: 'a' is here twice, first in line 2; remove one of them"),
+    "key twice": (
+        _queue("attempts: 3\n    attempts: 4"),
+        "5:5: 'attempts' is here twice, first in line 4; remove one of them",
+    ),
+    "queue twice": (
+        "queues:\n  a: taskHandler\n  'a': taskHandler\n",
+        "3:3: 'a' is here twice, first in line 2; remove one of them",
+    ),
     # other systems' words
     "retries": (
         _queue("retries: 3"),
@@ -148,11 +166,20 @@ FILES = {
         _queue("concurrencyLimit: 3"),
         "4:5: unknown setting 'concurrencyLimit' for queue 'a'; here it is called 'concurrency'",
     ),
-    "max_attempts": (_queue("max_attempts: 3"), "4:5: unknown setting 'max_attempts' for queue 'a'; here it is called 'attempts'"),
-    "time_limit": (_queue("time_limit: 3"), "4:5: unknown setting 'time_limit' for queue 'a'; here it is called 'timeout'"),
+    "max_attempts": (
+        _queue("max_attempts: 3"),
+        "4:5: unknown setting 'max_attempts' for queue 'a'; here it is called 'attempts'",
+    ),
+    "time_limit": (
+        _queue("time_limit: 3"),
+        "4:5: unknown setting 'time_limit' for queue 'a'; here it is called 'timeout'",
+    ),
     "ttl": (_queue("ttl: 3"), "4:5: unknown setting 'ttl' for queue 'a'; here it is called 'expires'"),
     "dlq": (_queue("dlq: x"), "4:5: unknown setting 'dlq' for queue 'a'; here it is called 'dead_letter'"),
-    "deadLetter": (_queue("deadLetter: x"), "4:5: unknown setting 'deadLetter' for queue 'a'; did you mean 'dead_letter'?"),
+    "deadLetter": (
+        _queue("deadLetter: x"),
+        "4:5: unknown setting 'deadLetter' for queue 'a'; did you mean 'dead_letter'?",
+    ),
     "kind": (
         _queue("backoff: {kind: fixed}"),
         "4:15: unknown setting 'kind' in 'backoff' of queue 'a'; here it is called 'type'",
@@ -163,8 +190,10 @@ FILES = {
     ),
     "visibility_timeout": (
         _queue("visibility_timeout: 30s"),
-        "4:5: unknown setting 'visibility_timeout' for queue 'a'; a running message is never given out twice, "
-        "so no such time is needed; remove it",
+        (
+            "4:5: unknown setting 'visibility_timeout' for queue 'a'; a running message is never given out twice, "
+            "so no such time is needed; remove it"
+        ),
     ),
     # values
     "not a number": (
@@ -181,8 +210,10 @@ FILES = {
     ),
     "zero attempts": (
         _queue("attempts: 0"),
-        "4:15: 'attempts' of queue 'a' must be a whole number from 1 to 1,000,000, not the number 0; "
-        "it counts the first run, so write 1 for no retry",
+        (
+            "4:15: 'attempts' of queue 'a' must be a whole number from 1 to 1,000,000, not the number 0; "
+            "it counts the first run, so write 1 for no retry"
+        ),
     ),
     "half a crash": (
         _queue("max_crashes: 1.5"),
@@ -192,7 +223,10 @@ FILES = {
         _queue("attempts: true"),
         "4:15: 'attempts' of queue 'a' must be a whole number from 1 to 1,000,000, not true",
     ),
-    "priority": (_queue("priority: 10"), "4:15: 'priority' of queue 'a' must be a whole number from 0 to 9, not the number 10"),
+    "priority": (
+        _queue("priority: 10"),
+        "4:15: 'priority' of queue 'a' must be a whole number from 0 to 9, not the number 10",
+    ),
     "no value": (_queue("attempts:"), "4:14: 'attempts' of queue 'a' has no value; write one, or remove the line"),
     "no handler": (
         "queues:\n  a:\n",
@@ -208,13 +242,17 @@ FILES = {
     ),
     "duration without unit": (
         _queue("timeout: '30'"),
-        "4:14: 'timeout' of queue 'a' must be a duration such as 30s or 1h30m, or none, not the text '30'; "
-        "write 30s for seconds, or m, h, d for longer units",
+        (
+            "4:14: 'timeout' of queue 'a' must be a duration such as 30s or 1h30m, or none, not the text '30'; "
+            "write 30s for seconds, or m, h, d for longer units"
+        ),
     ),
     "sexagesimal": (
         _queue("timeout: 1:30"),
-        "4:14: 'timeout' of queue 'a' must be a duration such as 30s or 1h30m, or none, not the text '1:30'; "
-        "write 1m30s or 1h30m",
+        (
+            "4:14: 'timeout' of queue 'a' must be a duration such as 30s or 1h30m, or none, not the text '1:30'; "
+            "write 1m30s or 1h30m"
+        ),
     ),
     "duration in prose": (
         _queue("expires: 5 minutes"),
@@ -222,10 +260,15 @@ FILES = {
     ),
     "never": (
         _queue("timeout: never"),
-        "4:14: 'timeout' of queue 'a' must be a duration such as 30s or 1h30m, or none, not the text 'never'; "
-        "write none for no limit",
+        (
+            "4:14: 'timeout' of queue 'a' must be a duration such as 30s or 1h30m, or none, not the text 'never'; "
+            "write none for no limit"
+        ),
     ),
-    "zero timeout": (_queue("timeout: 0"), "4:14: 'timeout' of queue 'a' must be longer than 0; write none for no limit"),
+    "zero timeout": (
+        _queue("timeout: 0"),
+        "4:14: 'timeout' of queue 'a' must be longer than 0; write none for no limit",
+    ),
     "negative": (
         "drain_timeout: -5\n" + Q,
         "1:16: 'drain_timeout' must be a duration such as 30s or 1h30m, not the number -5",
@@ -234,7 +277,10 @@ FILES = {
         _queue("expires: 99999999999"),
         "4:14: 'expires' of queue 'a' must be a duration of at most ten years, not the number 99999999999",
     ),
-    "choice": (_queue("order: FIFO"), "4:12: 'order' of queue 'a' must be fifo or lifo, not the text 'FIFO'; did you mean 'fifo'?"),
+    "choice": (
+        _queue("order: FIFO"),
+        "4:12: 'order' of queue 'a' must be fifo or lifo, not the text 'FIFO'; did you mean 'fifo'?",
+    ),
     "jitter in percent": (
         _queue("backoff: {jitter: 20%}"),
         "4:23: 'backoff.jitter' of queue 'a' must be a number from 0 to 1, such as 0.2, not the text '20%'; write 0.2",
@@ -262,13 +308,17 @@ FILES = {
     ),
     "rule of a text": (
         _queue("errors: [ValueError]"),
-        "4:14: a rule of 'errors' of queue 'a' must be a mapping such as {when: ValueError, then: reject}, "
-        "not the text 'ValueError'",
+        (
+            "4:14: a rule of 'errors' of queue 'a' must be a mapping such as {when: ValueError, then: reject}, "
+            "not the text 'ValueError'"
+        ),
     ),
     "rule of no class": (
         _queue("errors: [{when: not a class}]"),
-        "4:21: 'errors.when' of queue 'a' must be the class of an exception, such as ValueError or httpx.ConnectError, "
-        "not the text 'not a class'",
+        (
+            "4:21: 'errors.when' of queue 'a' must be the class of an exception, such as ValueError or httpx.ConnectError, "
+            "not the text 'not a class'"
+        ),
     ),
     "reject after a while": (
         _queue("errors: [{when: A, then: reject, backoff: 5s}]"),
@@ -282,8 +332,14 @@ FILES = {
         "prefix: 7\n" + Q,
         "1:9: 'prefix' must be at most 64 letters, digits, '-', '_' and '.', not the number 7; put it in quotes",
     ),
-    "prefix": ("prefix: a/b\n" + Q, "1:9: 'prefix' must be at most 64 letters, digits, '-', '_' and '.', not the text 'a/b'"),
-    "ledger": ("ledger: foo.db\n" + Q, "1:9: 'ledger' must be sqlite:PATH or off, not the text 'foo.db'; write 'sqlite:foo.db'"),
+    "prefix": (
+        "prefix: a/b\n" + Q,
+        "1:9: 'prefix' must be at most 64 letters, digits, '-', '_' and '.', not the text 'a/b'",
+    ),
+    "ledger": (
+        "ledger: foo.db\n" + Q,
+        "1:9: 'ledger' must be sqlite:PATH or off, not the text 'foo.db'; write 'sqlite:foo.db'",
+    ),
     "ledger on": ("ledger: on\n" + Q, "1:9: 'ledger' must be sqlite:PATH or off, not the text 'on'"),
     "defaults a text": ("defaults: x\n" + Q, "1:11: 'defaults' must be a mapping, not the text 'x'"),
     # names
@@ -299,7 +355,10 @@ FILES = {
         f"queues:\n  {'y' * 129}: taskHandler\n",
         f"2:3: the name of queue '{'y' * 57}…' has 129 characters; 128 is the most",
     ),
-    "dots": ("queues: {..: taskHandler}\n", "1:10: a queue cannot be called '..'; a name is 1 to 128 letters, digits, '-', '_' and '.'"),
+    "dots": (
+        "queues: {..: taskHandler}\n",
+        "1:10: a queue cannot be called '..'; a name is 1 to 128 letters, digits, '-', '_' and '.'",
+    ),
     "variable in a name": (
         "queues: {'${X}': taskHandler}\n",
         "1:10: queue '${X}': a queue's name cannot hold a variable; use 'prefix' to tell environments apart",
@@ -343,7 +402,10 @@ FILES = {
         _queue("broker: main"),
         "4:13: 'broker' of queue 'a': there is no broker 'main' under 'brokers'; name it there, or write a URL",
     ),
-    "broker without a URL": ("brokers: {m: {uri: 'sqlite:a'}}\n" + Q, "1:15: broker 'm' has no 'url'; write 'url' for 'uri'"),
+    "broker without a URL": (
+        "brokers: {m: {uri: 'sqlite:a'}}\n" + Q,
+        "1:15: broker 'm' has no 'url'; write 'url' for 'uri'",
+    ),
     "broker's name": (
         "brokers: {a/b: 'sqlite:a'}\n" + Q,
         "1:11: a broker cannot be called 'a/b'; a name is 1 to 64 letters, digits, '-', '_' and '.'",
@@ -449,16 +511,11 @@ def test_mistakes_read_the_same_without_libyaml(project, monkeypatch):
             assert project.problems(text) == [f"queues.yaml:{expected}"]
 
 
+KEYS = "queues defaults brokers broker url handler backoff errors when then type delay attempts middleware options"
+
 _yaml = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(
-            "queues defaults brokers broker url handler backoff errors when then type delay attempts middleware options".split()
-        ),
-        inner,
-        max_size=4,
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS.split()), inner, max_size=4),
     max_leaves=12,
 )
 
