@@ -111,7 +111,8 @@ def test_a_dead_workers_messages_return_at_once(project: Project) -> None:
     os.kill(first.pid, signal.SIGKILL)
     project.worker("work")
 
-    wait_for(lambda: project.counts("start") == {1: 2, 2: 2}, "both run again")
+    # one at a time: either may be what killed the worker, and the other must not be blamed for it again
+    wait_for(lambda: sum(project.counts("start").values()) == 3, "one of them runs again")
     project.open_gate()
     project.until("end", 1, 2)
     assert project.overlaps() == []
