@@ -21,6 +21,7 @@ from handrail.config.nodes import Place, Problem, Tree, read
 from handrail.config.references import ReferenceProblemError, References, Use
 from handrail.config.shape import (
     ADAPTER_KEYS,
+    TAGS,
     BackoffShape,
     BrokerShape,
     CommonShape,
@@ -32,7 +33,7 @@ from handrail.config.shape import (
 from handrail.config.variables import Variables
 from handrail.config.words import BAD, BLANK, Filled, found, listed, nearest, quoted, subject
 from handrail.config.words import Path as Where
-from handrail.errors import ConfigError
+from handrail.errors import ConfigError, unreachable
 from handrail.outcome import Backoff
 
 #: The largest queues.yaml, in bytes.
@@ -54,8 +55,10 @@ def build(path: Path, *, check_handlers: bool) -> Settings:
         _raise(path, problems)
     builder = _Builder(path, tree, problems, check_handlers=check_handlers)
     settings = builder.settings()
-    if problems or settings is None:
+    if problems:
         _raise(path, problems)
+    if settings is None:
+        unreachable("end of reading queues.yaml")
     return settings
 
 
@@ -150,13 +153,22 @@ class _Builder:
                 details = error.errors(include_url=False)
             removed = False
             for detail in details:
-                path = tuple(part for part in detail["loc"] if not (isinstance(part, str) and part.startswith("<")))
+                path = self._path_of(detail["loc"])
                 if path not in self._failed:
                     self._failed.add(path)
                     self._invalid(path, detail)
                 removed |= _remove(value, path[:-1] if detail["type"] == "missing" else path)
             if not removed:
                 return None
+
+    def _path_of(self, loc: Where) -> Where:
+        """Where *loc* is in the file: without the tags of unions, which pydantic puts into it."""
+        path: Where = ()
+        for part in loc:
+            # a queue may be called like a tag
+            if part not in TAGS or (*path, part) in self._tree.values:
+                path = (*path, part)
+        return path
 
     def _invalid(self, path: Where, detail: ErrorDetails) -> None:
         given = detail["input"]
@@ -232,6 +244,8 @@ class _Builder:
         match path:
             case ():
                 model = Root
+            case ("queues", _):
+                model = QueueShape
             case (*_, "backoff"):
                 model = BackoffShape
             case (*_, "errors", int()):
@@ -305,22 +319,14 @@ class _Builder:
     def _named(self, name: str, path: Where) -> str | None:
         if name in self._brokers or ("brokers", name) in self._failed:
             return str(name)
-        known = list(
-            dict.fromkeys(
-                [*(str(key[1]) for key in self._tree.keys if len(key) == 2 and key[0] == "brokers"), "default"]
-            )
-        )
-        near = None if isinstance(name, Filled) else nearest(name, known)
-        if known == ["default"]:
+        written = [str(key[1]) for key in self._tree.keys if len(key) == 2 and key[0] == "brokers"]
+        near = None if isinstance(name, Filled) else nearest(name, [*written, "default"])
+        if not written:
             mend = "name it there, or write a URL"
+        elif near is not None:
+            mend = f"did you mean {quoted(near)}?"
         else:
-            mend = (
-                f"did you mean {quoted(near)}?"
-                if near
-                else f"known are {listed(known, 'and')}"
-                if known
-                else "name it under 'brokers'"
-            )
+            mend = f"known are {listed(dict.fromkeys([*written, 'default']), 'and')}"
         self._say(path, f"{subject(path)}: there is no broker {quoted(name)} under 'brokers'; {mend}")
         return None
 

@@ -133,6 +133,8 @@ def _kind(path: Path) -> str:
     match path:
         case ():
             return "top"
+        case ("queues", _):
+            return "queue"
         case (*_, "backoff"):
             return "backoff"
         case (*_, "errors", int()):

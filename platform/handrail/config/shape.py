@@ -305,6 +305,10 @@ class BackoffShape(Shape):
     )
 
 
+#: The tags of the unions below: they show in the places of pydantic's errors.
+TAGS = frozenset({"<mapping>", "<list>", "<single>"})
+
+
 def _parts(value: Any) -> str:
     return "<mapping>" if isinstance(value, dict) else "<list>" if isinstance(value, list) else "<single>"
 

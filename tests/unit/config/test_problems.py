@@ -141,6 +141,14 @@ FILES = {
         _queue("drain_timeout: 3s"),
         "4:5: unknown setting 'drain_timeout' for queue 'a'; it holds for the whole project and stands at the top of the file",
     ),
+    "unknown key of a queue called backoff": (
+        "queues:\n  backoff: {attemps: 3}\n",
+        "2:13: unknown setting 'attemps' for queue 'backoff'; did you mean 'attempts'?",
+    ),
+    "queue called like a part of a union": (
+        "queues:\n  <single>: taskHandler\n",
+        "2:3: queue '<single>': a name cannot hold '<' and '>'; it is 1 to 128 letters, digits, '-', '_' and '.'",
+    ),
     "key twice": (
         _queue("attempts: 3\n    attempts: 4"),
         "5:5: 'attempts' is here twice, first in line 4; remove one of them",
@@ -511,7 +519,10 @@ def test_mistakes_read_the_same_without_libyaml(project, monkeypatch):
             assert project.problems(text) == [f"queues.yaml:{expected}"]
 
 
-KEYS = "queues defaults brokers broker url handler backoff errors when then type delay attempts middleware options"
+KEYS = (
+    "queues defaults brokers broker url handler backoff errors when then type delay attempts "
+    "middleware options <single> <mapping> default x"
+)
 
 _yaml = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False) | st.text(max_size=5),
