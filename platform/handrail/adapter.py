@@ -238,11 +238,10 @@ def masked(url: str) -> str:
     head, separator, rest = url.partition("://")
     if not separator:
         return url
-    # the last @ before the path ends the credentials, for an unescaped password may hold one
+    # the last @ of all that a password could reach ends the credentials: an unescaped one may hold @ and /
     authority, slash, path = rest.partition("/")
     credentials, at, host = authority.rpartition("@")
-    if not at and "@" in path:
-        # a password with an unescaped slash: mask up to the last @ of everything
+    if ("@" in path and ":" in (credentials or authority)) or not at:
         credentials, at, host = rest.rpartition("@")
         slash = path = ""
     if not at:

@@ -32,7 +32,7 @@ def test_masked(url: str, shown: str) -> None:
     assert masked(url) == shown
 
 
-@given(st.text(alphabet=st.characters(codec="ascii", exclude_characters="/\n"), min_size=1, max_size=20))
+@given(st.text(alphabet=st.characters(codec="ascii", exclude_characters="\n"), min_size=1, max_size=20))
 def test_no_password_is_shown(password: str) -> None:
     """Whatever signs the password holds, escaped or not, none of it is shown."""
     shown = masked(f"amqp://user:{password}@host.example/v")
