@@ -258,7 +258,7 @@ def test_a_reload_adopts_new_settings_and_queues(project: Project) -> None:
     project.handler("def handler(message): pass", "other")
     project.queues({"work": {"handler": "work", "attempts": 5, "backoff": ["1h"]}, "gone": "other"})
     running = project.start()
-    project.queues({"work": {"handler": "work", "attempts": 1}, "added": "other", "gone": None})
+    project.queues({"work": {"handler": "work", "attempts": 1}, "added": "other", "gone": {}})
 
     report = running.reload()
 

@@ -257,7 +257,7 @@ def test_what_a_handler_sends_keeps_its_order(project: Project) -> None:
             for n in range(200): receipt = context.queues.send_to_queue("next", n)
             context.queues.send_bulk("next", range(200, 400)).wait(20)
     """)
-    project.queues({"work": "work", "next": None})
+    project.queues({"work": "work", "next": {}})
     project.start()
 
     project.send("work", 1)

@@ -293,6 +293,8 @@ class Project:
         for adapter in self._adapters.values():
             with contextlib.suppress(BrokerError):  # closing what holds nothing but a test's messages
                 await adapter.close()
+        await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()
 
     def _install(self) -> None:
         # hosts install a transport of their own as they start, and put back what was before when they end
