@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -87,9 +88,8 @@ def _guarded(callback: Callback, error: HandrailError | None) -> None:
 
 def log(event: str, *, exc_info: BaseException | None = None, **facts: Any) -> None:
     """An error line of logger ``handrail``: structlog's where the process has set it up, else the standard library's."""
-    import structlog  # noqa: PLC0415 - a process that only sends seldom has anything to say
-
-    if structlog.is_configured():
+    structlog = sys.modules.get("structlog")  # a process that has not imported it has not set it up
+    if structlog is not None and structlog.is_configured():
         structlog.get_logger("handrail").error(event, exc_info=exc_info, **facts)
     else:  # unconfigured, structlog would write to stdout, which is the application's own
         text = " ".join([event, *(f"{name}={value!r}" for name, value in facts.items())])

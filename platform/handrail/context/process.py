@@ -20,8 +20,11 @@ from handrail.transport import Transport
 
 #: Seconds that callbacks get at exit once everything sent has met its fate.
 _CALLBACKS = 2.0
+#: Seconds that a fork waits for another thread that is just making the publisher.
+_FORKING = 5.0
 
 _lock = threading.Lock()
+_fork = threading.local()
 _settings: Settings | None = None
 _publisher: Publisher | None = None
 _pid = os.getpid()
@@ -86,6 +89,20 @@ def _load(path: Path | None) -> Settings:
     return config.load(path if path is not None else config.find(), check_handlers=False)
 
 
+def _before_fork() -> None:
+    # a thread that is just looking for the project holds import locks, which a child would never see released
+    _fork.held = _lock.acquire(timeout=_FORKING)
+    if _publisher is not None and _pid == os.getpid():
+        _publisher.park()
+
+
+def _after_fork_in_parent() -> None:
+    if _publisher is not None:
+        _publisher.resume()
+    if _fork.held:
+        _lock.release()
+
+
 def _after_fork() -> None:
     global _lock, _publisher, _pid
     _lock = threading.Lock()
@@ -127,6 +144,6 @@ def _at_exit() -> None:
         running.drain(_CALLBACKS)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork)
 # registered as early as this module is imported, so that it runs after the application's own atexit functions
 atexit.register(_at_exit)

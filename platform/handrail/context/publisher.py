@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 
 from handrail import adapter as port
 from handrail import duration
@@ -30,6 +30,8 @@ _OVERRUN = 2.0
 _REFUSED = 1.0
 #: Seconds an adapter gets to close.
 _CLOSING = 2.0
+#: Seconds that a fork waits at most for what is on its way, and then for the connections to close.
+_FORKING = 1.0
 
 
 class _Parcel:
@@ -68,6 +70,10 @@ class _Lane:
         self.name = name
         self.waiting: deque[_Piece] = deque()
         self.wake = asyncio.Event()
+        #: Held while the adapter is at work.
+        self.busy = asyncio.Lock()
+        #: Seconds before the next try to open the adapter.
+        self.pause = 0.0
         self.adapter: port.Adapter | None = None
         self.opened = False
         #: One line: what went wrong last, until something goes right.
@@ -130,6 +136,8 @@ class Publisher:
         self._lanes: dict[str, _Lane] = {}
         self._brokers = {name: queue.broker for name, queue in settings.queues.items()}
         self._only = next(iter(settings.brokers)) if len(settings.brokers) == 1 else ""
+        self._parked = threading.Event()
+        self._resumed = threading.Event()
         # always this loop, not the policy's: the application's choice of loop is not a choice for this thread
         self._loop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._run, name="handrail-publisher", daemon=True)
@@ -175,9 +183,26 @@ class Publisher:
             self._closed = True
         flushed = self.flush(timeout)
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._begin_end)
+            self._loop.call_soon_threadsafe(self._begin, self._end)
             self._thread.join(_CLOSING + 1.0)
         return flushed
+
+    def park(self) -> None:
+        """Before a fork: disconnect and stand still until :meth:`resume`, so that a child inherits nothing half done.
+
+        Without this a child could inherit an import lock that nobody will release, or SQLite's notes on locks that the
+        child itself does not hold.
+        """
+        if not self._thread.is_alive() or self._thread is threading.current_thread():
+            return
+        self._parked.clear()
+        self._resumed.clear()
+        self._loop.call_soon_threadsafe(self._begin, self._park)
+        self._parked.wait(_FORKING + _CLOSING + 1.0)
+
+    def resume(self) -> None:
+        """After a fork, in the parent: go on; the next send connects again."""
+        self._resumed.set()
 
     def _full(self, count: int, limit: int) -> str:
         if count > limit:
@@ -228,9 +253,12 @@ class Publisher:
                 lane.wake.clear()
                 await lane.wake.wait()
             try:
-                adapter = await self._adapter(lane)
-                if adapter is not None and lane.waiting:
-                    await self._publish(lane, adapter, *lane.take(spread))
+                async with lane.busy:
+                    adapter = await self._adapter(lane)
+                    if adapter is not None and lane.waiting:
+                        await self._publish(lane, adapter, *lane.take(spread))
+                if adapter is None and lane.pause:
+                    await asyncio.sleep(lane.pause)
             except Exception as error:  # noqa: BLE001 - a fault here must fail the sends, not silence the lane
                 log("the background publisher stumbled", broker=lane.name, exc_info=error)
                 self._fail_waiting(lane, f"broker {lane.name!r}: {type(error).__name__}: {error}")
@@ -284,32 +312,28 @@ class Publisher:
     # -------------------------------------------------------------------------------------------------------- adapter
 
     async def _adapter(self, lane: _Lane) -> port.Adapter | None:
-        """The lane's adapter, open; None when the broker refused or nobody waits any more."""
+        """The lane's adapter, open; None when the broker refused, or is to be asked again after ``lane.pause``."""
         if lane.opened:
             return lane.adapter
         if lane.refused is not None and time.monotonic() - lane.refused_at < _REFUSED:
             self._fail_waiting(lane, lane.refused)
             return None
-        pause = 0.1
-        while lane.waiting:
-            try:
-                lane.adapter = port.load(self._settings.brokers[lane.name])
-                await lane.adapter.open("client")
-                await lane.adapter.declare([q.spec for q in self._settings.queues.values() if q.broker == lane.name])
-            except BrokerError as error:  # by the port's word, waiting does not mend it
-                lane.refused, lane.refused_at, lane.trouble = error, time.monotonic(), str(error)
-                await self._drop(lane)
-                self._fail_waiting(lane, error)
-                return None
-            except Exception as error:  # noqa: BLE001 - whatever it is, the broker may be there in a moment
-                lane.trouble = f"{type(error).__name__}: {error}"
-                await self._drop(lane)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 2.0)
-            else:
-                lane.opened, lane.trouble, lane.refused = True, "", None
-                return lane.adapter
-        return None
+        try:
+            lane.adapter = port.load(self._settings.brokers[lane.name])
+            await lane.adapter.open("client")
+            await lane.adapter.declare([q.spec for q in self._settings.queues.values() if q.broker == lane.name])
+        except BrokerError as error:  # by the port's word, waiting does not mend it
+            lane.refused, lane.refused_at, lane.trouble, lane.pause = error, time.monotonic(), str(error), 0.0
+            await self._drop(lane)
+            self._fail_waiting(lane, error)
+            return None
+        except Exception as error:  # noqa: BLE001 - whatever it is, the broker may be there in a moment
+            lane.trouble = f"{type(error).__name__}: {error}"
+            lane.pause = min(lane.pause * 2 or 0.1, 2.0)
+            await self._drop(lane)
+            return None
+        lane.opened, lane.trouble, lane.refused, lane.pause = True, "", None, 0.0
+        return lane.adapter
 
     async def _drop(self, lane: _Lane) -> None:
         adapter, lane.adapter, lane.opened = lane.adapter, None, False
@@ -362,8 +386,25 @@ class Publisher:
 
     # ------------------------------------------------------------------------------------------------------------ end
 
-    def _begin_end(self) -> None:
-        self._ending = self._loop.create_task(self._end())
+    def _begin(self, what: Callable[[], Coroutine[None, None, None]]) -> None:
+        self._task = self._loop.create_task(what())  # the loop itself would forget it
+
+    async def _park(self) -> None:
+        lanes = list(self._lanes.values())
+        held: list[_Lane] = []
+        end = time.monotonic() + _FORKING
+        for lane in lanes:
+            try:
+                await asyncio.wait_for(lane.busy.acquire(), max(0.0, end - time.monotonic()))
+            except TimeoutError:
+                continue  # a broker that hangs must not hang a fork
+            held.append(lane)
+        for lane in held:
+            await self._drop(lane)
+        self._parked.set()
+        self._resumed.wait()  # blocking the loop is the very purpose
+        for lane in held:
+            lane.busy.release()
 
     async def _end(self) -> None:
         for lane in self._lanes.values():

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 
 from handrail.context import callbacks
@@ -104,13 +105,15 @@ class _Pending:
             with _lock:
                 _failed.add(self)
 
-    def _failures(self) -> int:
-        return 1
+    def _reasons(self) -> Counter[str]:
+        """How many messages failed, by why."""
+        return Counter([str(self._error)])
 
     def _report(self) -> None:
         self._looked = True
         if (running := callbacks.running()) is not None:
-            running.note(self.queue, str(self._error), self._failures())
+            for reason, count in self._reasons().items():
+                running.note(self.queue, reason, count)
 
     def __del__(self) -> None:
         if self._error is not None and not self._looked and self._pid == _pid:
@@ -165,8 +168,8 @@ class BulkReceipt(_Pending):
         self.errors = errors
         self._settle(BulkSendError(errors, len(self.ids)) if errors else None)
 
-    def _failures(self) -> int:
-        return len(self.errors) or 1
+    def _reasons(self) -> Counter[str]:
+        return Counter(map(str, self.errors.values())) if self.errors else super()._reasons()
 
     def __len__(self) -> int:
         return len(self.ids)
