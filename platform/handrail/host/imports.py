@@ -74,10 +74,15 @@ class ProjectFinder(MetaPathFinder):
         if fullname == PACKAGE:
             return self._package()
         if (spec := self._within(fullname, (self._root,))) is not None:
-            return spec if self._first or machinery.PathFinder.find_spec(fullname) is None else None
-        if _stands(self._handlers, name) and machinery.PathFinder.find_spec(fullname) is None:
+            return spec if self._first or not self._elsewhere(fullname) else None
+        if _stands(self._handlers, name) and not self._elsewhere(fullname):
             return self._alias(fullname)
         return None
+
+    def _elsewhere(self, fullname: str) -> bool:
+        """Whether the top-level module *fullname* stands on ``sys.path`` outside handlers/."""
+        path = [entry for entry in sys.path if entry != self._handlers]
+        return machinery.PathFinder.find_spec(fullname, path) is not None
 
     def _within(self, fullname: str, path: Sequence[str]) -> machinery.ModuleSpec | None:
         for entry in path:
@@ -141,12 +146,15 @@ def _stale(file: str) -> bool:
 def install(root: str, *, process_wide: bool) -> ProjectFinder:
     """Make the project at *root* importable.
 
-    *process_wide*: as its own process has it, first on ``sys.path``. Otherwise nothing of the process changes but one
-    finder that stands behind all libraries; modules of another project, or changed ones of this, are forgotten first.
+    *process_wide*: as its own process has it, first on ``sys.path``, handlers/ last. Otherwise nothing of the
+    process changes but one finder, in which libraries come first; modules of another project, or changed ones of this,
+    are forgotten before.
     """
     finder = ProjectFinder(root, first=process_wide)
     if process_wide:
+        # the processes that handlers start by spawn or forkserver inherit sys.path and not the finder
         sys.path.insert(0, root)
+        sys.path.append(f"{root}/{PACKAGE}")
     else:
         package = sys.modules.get(PACKAGE)
         foreign = package is not None and f"{root}/{PACKAGE}" not in list(getattr(package, "__path__", ()))

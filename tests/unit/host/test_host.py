@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 import msgspec
@@ -379,5 +380,27 @@ def test_a_host_without_work_ends_when_it_is_cancelled(project, memory):
         with pytest.raises(RuntimeError, match="enough"):
             await leave_early()
         assert isinstance(receipts.fates[0][0], SendError)
+
+    asyncio.run(test())
+
+
+def test_a_host_that_follows_another_in_one_process_keeps_what_is_its_own(project, memory):
+    """At a reload the new host is entered before the old one is left: state, sends and imports are the new one's."""
+    project.write("handlers/_lifespan.py", "N = 1\nasync def lifespan():\n    yield {'n': N}")
+    project.write("handlers/side.py", "N = 1")
+    project.handler(f"{HEAD}async def handler(message):\n    import side\n    return [state['n'], side.N]")
+
+    async def test():
+        async with contextlib.AsyncExitStack() as newer:
+            async with memory() as old:
+                assert await old.call() == [End.COMPLETED, b"[1,1]"]
+                project.write("handlers/_lifespan.py", "N = 2\nasync def lifespan():\n    yield {'n': N}")
+                project.write("handlers/side.py", "N = 2")
+                new = await newer.enter_async_context(memory())
+                slot = transport.current()
+            assert transport.current() is slot
+            assert await new.call() == [End.COMPLETED, b"[2,2]"]
+        assert transport.current() is None
+        assert jobs.state == {}
 
     asyncio.run(test())

@@ -190,6 +190,26 @@ def test_users_exit_functions_run_and_stuck_threads_keep_nothing_alive(project, 
     asyncio.run(test())
 
 
+def test_process_pools_of_handlers_find_the_project(project, child):
+    """A spawned worker process imports the handler, its neighbour and the project's modules."""
+    project.write("handlers/tools.py", "FACTOR = 2")
+    project.write("myapp.py", "OFFSET = 1")
+    project.handler("""
+        import multiprocessing
+        import myapp, tools
+        def work(n): return n * tools.FACTOR + myapp.OFFSET
+        def handler(message):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                return pool.map(work, message)
+        """)
+
+    async def test():
+        async with child() as host:
+            assert await host.call(b"[1,2]") == [End.COMPLETED, b"[3,5]"]
+
+    asyncio.run(test())
+
+
 def test_problems_cross_the_pipe_and_the_host_waits_for_its_stop(project, child):
     """A broken handler file is told; the process does not crash over it."""
     project.handler("import nowhere\n")
