@@ -8,6 +8,7 @@ How each operation is carried out on each broker, and what an adapter must never
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -233,11 +234,18 @@ def load(settings: BrokerSettings) -> Adapter:
     )
 
 
+#: Query parameters whose names say that their value is a secret.
+_SECRET = re.compile(r"([?&][^=&#]*(?:pass|secret|token|key)[^=&#]*=)[^&#]*", re.IGNORECASE)
+
+
 def masked(url: str) -> str:
     """*url* with any password replaced by ``***``: the only form in which a broker's URL may be shown."""
-    head, separator, rest = url.partition("://")
-    if not separator:
+    head, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    if not separator and ":" not in rest.partition("@")[0]:
         return url
+    if head.lower() == "sqlite":
+        return url
+    rest = _SECRET.sub(r"\1***", rest)
     # the last @ of all that a password could reach ends the credentials: an unescaped one may hold @ and /
     authority, slash, path = rest.partition("/")
     credentials, at, host = authority.rpartition("@")
@@ -245,6 +253,6 @@ def masked(url: str) -> str:
         credentials, at, host = rest.rpartition("@")
         slash = path = ""
     if not at:
-        return url
+        return head + separator + rest
     user, colon, _password = credentials.partition(":")
-    return f"{head}://{user}{':***' if colon else ''}@{host}{slash}{path}"
+    return f"{head}{separator}{user}{':***' if colon else ''}@{host}{slash}{path}"

@@ -24,6 +24,8 @@ from handrail.errors import BrokerError
         ("kafka://u:secret@a:9092,b:9092", "kafka://u:***@a:9092,b:9092"),
         ("sqlite:.platform/queues.db", "sqlite:.platform/queues.db"),
         ("sqlite::memory:", "sqlite::memory:"),
+        ("user:secret@host", "user:***@host"),
+        ("kafka://h:9092?sasl_password=secret&x=1", "kafka://h:9092?sasl_password=***&x=1"),
         ("sqlite:///home/a@b/q.db", "sqlite:///home/a@b/q.db"),
     ],
 )
