@@ -243,8 +243,6 @@ def masked(url: str) -> str:
     head, separator, rest = url.partition("://") if "://" in url else ("", "", url)
     if not separator and ":" not in rest.partition("@")[0]:
         return url
-    if head.lower() == "sqlite":
-        return url
     rest = _SECRET.sub(r"\1***", rest)
     # the last @ of all that a password could reach ends the credentials: an unescaped one may hold @ and /
     authority, slash, path = rest.partition("/")
