@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PING_EVERY = 5.0
 #: Seconds that handlers may take to load, and a lifespan to be left.
 LOAD_TIMEOUT = 120.0
-LEAVE_TIMEOUT = 10.0
+LEAVE_TIMEOUT = 15.0
 
 
 Receive = Callable[["Host", Batch], None]
