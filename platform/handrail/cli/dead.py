@@ -32,6 +32,9 @@ from handrail.cli.common import (
 from handrail.config.model import Settings
 from handrail.message import Message
 
+#: Dead letters that are looked at together.
+_PAGE = 1000
+
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The dead letters; or say --all.")]
 All = Annotated[bool, typer.Option("--all", help="All dead letters of the queue.")]
 
@@ -167,6 +170,28 @@ def replay(
     _missing(queue, wanted, number)
 
 
+async def _purge(adapter: Adapter, queue: str, wanted: list[str] | None) -> tuple[int, list[str]]:
+    gone = wanted or []
+    if wanted is None:
+        while page := await adapter.peek(queue, "dead", _PAGE, len(gone)):
+            gone += [each.id for each in page]
+    return await adapter.purge(queue, "dead", wanted), gone
+
+
+async def _forget(settings: Settings, queue: str, ids: list[str]) -> None:
+    """Free the ids of what was deleted, so that new messages may have them."""
+    from handrail.ledger import open_ledger  # noqa: PLC0415 - it brings the database
+
+    ledger = open_ledger(settings)
+    if ledger is None or not ids:
+        return
+    await ledger.open()
+    try:
+        await ledger.forget(queue, ids)
+    finally:
+        await ledger.close()
+
+
 def purge(
     queue: Queue,
     ids: Ids = None,
@@ -181,7 +206,8 @@ def purge(
     queue_of(settings, queue)
     many = "all dead letters" if wanted is None else f"{len(wanted)} dead letter{'' if len(wanted) == 1 else 's'}"
     confirm(f"Delete {many} of {queue} for ever?", yes=yes)
-    number: int = _with_adapter(settings, queue, lambda adapter: adapter.purge(queue, "dead", wanted))
+    number, gone = _with_adapter(settings, queue, lambda adapter: _purge(adapter, queue, wanted))
+    asyncio.run(_forget(settings, queue, gone))
     if as_json:
         print_json({"queue": queue, "purged": number})
     else:

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -26,8 +26,10 @@ from handrail.cli.common import (
 )
 from handrail.cli.dead import print_message
 from handrail.config.model import Settings
-from handrail.ledger import Cancelling, Ledger, Record, open_ledger
 from handrail.message import Message
+
+if TYPE_CHECKING:
+    from handrail.ledger import Cancelling, Ledger, Record
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, as `platform send` prints it.")]
 
@@ -40,6 +42,8 @@ def register(app: typer.Typer) -> None:
 
 @asynccontextmanager
 async def _ledger(settings: Settings) -> AsyncIterator[Ledger | None]:
+    from handrail.ledger import open_ledger  # noqa: PLC0415 - it brings the database, which no other command needs
+
     ledger = open_ledger(settings)
     if ledger is None:
         yield None
@@ -124,6 +128,8 @@ def _print_record(remembered: Record) -> None:
 
 def cancel(queue: Queue, job_id: JobId, config: Config = None, as_json: Json = False) -> None:
     """Stop a job, or keep it from starting. Workers see it within a second or two."""
+    from handrail.ledger import Cancelling  # noqa: PLC0415 - as above
+
     settings = settings_of(config)
     queue_of(settings, queue)
 

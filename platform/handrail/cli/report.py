@@ -22,7 +22,7 @@ log: Any = structlog.get_logger("handrail")
 #: What the end of a timeout means for each kind of handler.
 _TIMEOUT = {
     "async": "cancels the task",
-    "thread": "abandons the thread, which cannot be stopped",
+    "thread": "only abandons the thread",
     "process": "kills the process",
 }
 

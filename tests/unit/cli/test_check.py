@@ -12,7 +12,7 @@ def test_a_right_project_is_shown_and_exits_0(project) -> None:
     said = project.ok("check")
 
     assert "handlers/task.py:handler" in said
-    assert "15m, abandons the thread, which cannot be stopped" in said
+    assert "15m, only abandons the thread" in said
 
 
 def test_its_json_says_the_same(project) -> None:

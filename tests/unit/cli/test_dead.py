@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
-from cli_support import wait_for
+from cli_support import Project, wait_for
 
 
-@pytest.fixture
-def three(project):
-    """A project with three dead letters, made in the order d1, d2, d3."""
+@pytest.fixture(scope="module")
+def with_three(tmp_path_factory):
+    """A folder with three dead letters, made in the order d1, d2, d3; no test changes it."""
+    project = Project(tmp_path_factory.mktemp("three"))
     project.lay("  task: {handler: task, attempts: 1}\n", handler="def handler(m):\n    raise ValueError(f'no {m}')\n")
     worker = project.start("work")
     project.ready(worker)
@@ -19,6 +21,13 @@ def three(project):
         wait_for(lambda n=n: len(project.json("dead", "list", "task")) == n, f"{n} dead letters")
     worker.terminate()
     assert worker.wait(30) == 0
+    return project.root
+
+
+@pytest.fixture
+def three(project, with_three):
+    """A project with three dead letters of its own."""
+    shutil.copytree(with_three, project.root, dirs_exist_ok=True)
     return project
 
 
@@ -75,6 +84,7 @@ def test_purge_deletes_some_or_all(three) -> None:
     """It asks first."""
     assert "Delete 1 dead letter of task" in three.refused("dead", "purge", "task", "d1", code=2)
     assert three.ok("dead", "purge", "task", "d1", "--yes") == "deleted 1 dead letter of task\n"
+    assert "is not in task" in three.refused("job", "task", "d1", code=1)
     assert three.ok("dead", "purge", "task", "--all", "--yes") == "deleted 2 dead letters of task\n"
     assert ids(three) == []
     assert three.ok("dead", "list", "task") == "no dead letters in task\n"

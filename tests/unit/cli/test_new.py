@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+
+from cli_support import Project, wait_for
 
 
 def test_a_new_project_is_right_as_it_is(project) -> None:
@@ -20,6 +24,32 @@ def test_a_new_project_is_right_as_it_is(project) -> None:
     assert "cd demo\n" in said
     assert "send taskQueue '{\"n\": 1}'" in said
     assert project.run("check", cwd=demo).returncode == 0
+
+
+def test_a_new_project_runs_as_it_is(project) -> None:
+    """Its worker serves what its app sends, and its own tests pass."""
+    project.ok("new", "demo")
+    demo = Project(project.root / "demo")
+    try:
+        demo.ready(demo.start("run"))
+        app = subprocess.run(
+            [sys.executable, "app.py"], cwd=demo.root, env=demo.environment, capture_output=True, text=True, check=False
+        )
+        assert app.returncode == 0, app.stderr
+        wait_for(lambda: "Received message: {'n': 1}" in demo.out(), "the task is handled")
+        wait_for(lambda: "Welcome, Ada <ada@example.org>" in demo.out(), "Ada is welcomed")
+        tests = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+            cwd=demo.root,
+            env=demo.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert tests.returncode == 0, tests.stdout + tests.stderr
+        assert "3 passed" in tests.stdout
+    finally:
+        demo.end()
 
 
 def test_a_folder_that_holds_something_is_left_alone(project) -> None:

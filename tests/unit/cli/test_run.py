@@ -22,7 +22,7 @@ def test_ready_is_one_json_event_away_from_a_terminal(project) -> None:
 
     (queue,) = line["queues"]
     assert (queue["queue"], queue["handler"], queue["kind"]) == ("task", "handlers/task.py:handler", "thread")
-    assert (queue["timeout"], queue["at_timeout"]) == (5.0, "abandons the thread, which cannot be stopped")
+    assert (queue["timeout"], queue["at_timeout"]) == (5.0, "only abandons the thread")
     assert line["pid"] == worker.pid
     assert line["brokers"]["default"].endswith(".platform/queues.db")
     assert line["send"].endswith("""send task '{"n": 1}'""")
@@ -48,7 +48,7 @@ def test_a_terminal_gets_a_table(project) -> None:
     for word in (
         "task",
         "handlers/task.py:handler",
-        "abandons the thread",
+        "only abandons the thread",
         "queues.db",
         "pid",
         "send task '{\"n\": 1}'",
@@ -254,15 +254,16 @@ class TestKeys:
     def test_without_a_terminal_there_are_no_keys(self, project) -> None:
         """stdin that is no terminal is not read."""
         project.lay()
-        ran = subprocess.Popen(
-            [PLATFORM, "run"],
-            cwd=project.root,
-            env=project.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=(project.root / "err.txt").open("w"),
-            text=True,
-        )
+        with (project.root / "err.txt").open("w") as err:
+            ran = subprocess.Popen(
+                [PLATFORM, "run"],
+                cwd=project.root,
+                env=project.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=err,
+                text=True,
+            )
         try:
             project.ready(ran)
             assert ran.stdin is not None
