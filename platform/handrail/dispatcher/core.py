@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -25,6 +25,7 @@ from handrail.dispatcher.hosts import Body, Host
 from handrail.dispatcher.lane import Lane
 from handrail.dispatcher.run import Run
 from handrail.dispatcher.settler import Judged, Settler, now
+from handrail.dispatcher.tasks import Tasks
 from handrail.dispatcher.verdict import Verdict
 from handrail.errors import HandrailError
 from handrail.ledger import Ledger
@@ -82,7 +83,7 @@ class Dispatcher:
             lost=self._host_lost,
             ready=self._pump_all,
         )
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks("a step of the dispatcher")
         self._cancelled: set[tuple[str, str]] = set()
         self._suspect: Run | None = None
         self.paused = False
@@ -154,7 +155,7 @@ class Dispatcher:
             else:
                 waiting.append(delivery)
         if chosen:
-            self._spawn(self._claim(lane, chosen))
+            self._tasks.spawn(self._claim(lane, chosen))
         self._pump(lane)
 
     def _pump(self, lane: Lane) -> None:
@@ -384,7 +385,7 @@ class Dispatcher:
                     host.silent = False
                     log.info("the host answers again", pid=host.pid)
             case ToDispatcher.SEND:
-                self._spawn(self._send(host, message[1], message[2]))
+                self._tasks.spawn(self._send(host, message[1], message[2]))
             case ToDispatcher.LOG:
                 run = host.runs.get(message[1]) or host.lingering.get(message[1])
                 facts = {"queue": run.delivery.message.queue, "id": run.delivery.message.id} if run is not None else {}
@@ -423,16 +424,6 @@ class Dispatcher:
             except HandrailError as error:
                 failures.update(dict.fromkeys(indexes, str(error)))
         host.send([_SENT, number, [list(item) for item in failures.items()]])
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._spawned)
-
-    def _spawned(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a step of the dispatcher failed", error=repr(error), exc_info=error)
 
     # -- suspects, timeouts, cancellation, deaths ------------------------------------------------------------------------
 
@@ -565,9 +556,7 @@ class Dispatcher:
         await self.fleet.stop()
         await self._flushed()
         self._deadlines.stop()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         return len(left)
 
     async def _flushed(self) -> None:

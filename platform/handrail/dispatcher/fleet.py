@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -17,6 +16,7 @@ from handrail.board import Board
 from handrail.config.model import Settings
 from handrail.dispatcher.hosts import Body, Host, LoadError, Receive
 from handrail.dispatcher.lane import Lane
+from handrail.dispatcher.tasks import Tasks
 from handrail.pipe import Found
 
 log = structlog.get_logger("handrail")
@@ -87,7 +87,7 @@ class Fleet:
         self._lost = lost
         self._ready = ready
         self._names = itertools.count(1)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks("starting or ending a host")
         self.current: Generation | None = None
         self._retired: list[Generation] = []
         self.stopping = False
@@ -161,7 +161,7 @@ class Fleet:
         staying = sum(1 for host in hosts if not host.draining)
         if staying + generation.starting.get(name, 0) < lane.capacity:
             generation.starting[name] = generation.starting.get(name, 0) + 1
-            self._spawn(self._start_isolated(generation, name))
+            self._tasks.spawn(self._start_isolated(generation, name))
         return None
 
     def pick_for_suspect(self) -> Host | None:
@@ -173,12 +173,12 @@ class Fleet:
             return host
         if not generation.quarantine_starting:
             generation.quarantine_starting = True
-            self._spawn(self._start_quarantine(generation))
+            self._tasks.spawn(self._start_quarantine(generation))
         return None
 
     def suspect_ended(self, idle: Callable[[], bool]) -> None:
         """A suspect ran to its end: unless *idle* says otherwise after a while, their host is no longer needed."""
-        self._spawn(self._end_quarantine(idle))
+        self._tasks.spawn(self._end_quarantine(idle))
 
     # -- starting ------------------------------------------------------------------------------------------------------
 
@@ -251,7 +251,7 @@ class Fleet:
         host.draining = True
         if not host.runs and not host.ended and not host.ending:
             host.ending = True
-            self._spawn(self._leave(host))
+            self._tasks.spawn(self._leave(host))
 
     async def _leave(self, host: Host) -> None:
         until = time.monotonic() + UNWIND
@@ -264,7 +264,7 @@ class Fleet:
         generation = self.current
         if generation is not None and host in generation.shared:
             host.draining = True
-            self._spawn(self._replace(generation, host))
+            self._tasks.spawn(self._replace(generation, host))
 
     async def _replace(self, generation: Generation, host: Host) -> None:
         await self._start_shared(generation)
@@ -292,7 +292,7 @@ class Fleet:
             was_shared = host in generation.shared
             generation.remove(host)
             if crashed and was_shared and generation is self.current and not self.stopping:
-                self._spawn(self._start_shared(generation))
+                self._tasks.spawn(self._start_shared(generation))
         self._retired = [generation for generation in self._retired if generation.hosts()]
         if crashed:
             self._ready()
@@ -304,22 +304,10 @@ class Fleet:
         for host in hosts:
             host.ending = True
         await asyncio.gather(*(self._leave(host) for host in hosts))
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     def end(self) -> None:
         """Kill all hosts now."""
         self.stopping = True
         for host in self:
             host.end()
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._spawned)
-
-    def _spawned(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("starting or ending a host failed", error=repr(error), exc_info=error)
