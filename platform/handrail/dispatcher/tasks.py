@@ -29,7 +29,7 @@ class Tasks:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error(f"{self._what} failed", error=repr(error), exc_info=error)
+            log.error("a background step failed", what=self._what, error=repr(error), exc_info=error)
 
     async def cancel(self) -> None:
         """Cancel what is left, and return when it has ended."""
