@@ -7,8 +7,9 @@ import inspect
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def port(settings: BrokerSettings) -> Port:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     # what went wrong in a worker's thread or in a host is not in the test's own traceback
     report = yield
     made = getattr(item, "funcargs", {}).get("project")

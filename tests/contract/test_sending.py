@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from contract_harness import GENEROUS, Project
@@ -185,14 +186,14 @@ def test_a_message_may_be_sent_for_later(project: Project, how: str) -> None:
     project.handler("import time\ndef handler(message): return time.time()")
     project.start()
     now = datetime.now(UTC)
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "delay": {"delay": "400ms"},
         "timedelta": {"delay": timedelta(milliseconds=400)},
         "at": {"at": now.timestamp() + 0.4},
         "datetime": {"at": now + timedelta(milliseconds=400)},
-    }[how]
+    }
 
-    project.send("work", 1, **options)
+    project.send("work", 1, **options[how])
 
     assert project.one(Outcome.COMPLETED).result >= now.timestamp() + 0.4
 

@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from handrail.testing import Project
 
-_KEY = "handrail_project"
+_KEY: pytest.StashKey[Project] = pytest.StashKey()
 
 
 @pytest.fixture
@@ -19,15 +19,20 @@ def handrail_project(request: pytest.FixtureRequest) -> Iterator[Project]:
     from handrail import testing  # noqa: PLC0415 - this plugin is loaded by every pytest of the environment
 
     with testing.project(request.path.parent) as project:
+        request.node.stash[_KEY] = project
         yield project
+
+
+@pytest.fixture
+def project(handrail_project: Project) -> Project:
+    """Short for ``handrail_project``; a fixture of that name of your own takes its place."""
+    return handrail_project
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     """Show with a failed test what its handlers did, tracebacks included."""
     report = yield
-    if report.when == "call" and report.failed and _KEY in getattr(item, "fixturenames", ()):
-        project = getattr(item, "funcargs", {}).get(_KEY)
-        if project is not None and project.outcomes:
-            report.sections.append(("handrail: what became of the messages", project.story()))
+    if report.when == "call" and report.failed and _KEY in item.stash and (story := item.stash[_KEY].story()):
+        report.sections.append(("handrail: what became of the messages", story))
     return report

@@ -310,7 +310,7 @@ def test_the_lifespan_is_entered_and_left(make: Make) -> None:
     project.send("work", 1)
     project.run_until_idle()
 
-    import handlers._lifespan as module
+    import handlers._lifespan as module  # type: ignore[import-not-found]
 
     assert project.results == ["here"]
     assert module.events == ["open"]

@@ -42,6 +42,22 @@ def test_the_fixture_finds_the_project_above_the_test(tmp_path: Path) -> None:
     assert "1 passed" in ran.stdout, ran.stdout + ran.stderr
 
 
+def test_the_fixture_has_a_short_name(tmp_path: Path) -> None:
+    """`project` is `handrail_project`, and a fixture of that name of the user's own takes its place."""
+    ran = pytest_in(
+        tmp_path,
+        "import pytest\n"
+        "def test_short(project, handrail_project):\n"
+        "    assert project is handrail_project\n"
+        "class TestOwn:\n"
+        "    @pytest.fixture\n"
+        "    def project(self): return 'mine'\n"
+        "    def test_own(self, project): assert project == 'mine'\n",
+    )
+
+    assert "2 passed" in ran.stdout, ran.stdout + ran.stderr
+
+
 def test_a_failed_test_shows_what_its_handlers_did(tmp_path: Path) -> None:
     """The report of a failed test holds the outcomes of its messages with their tracebacks."""
     ran = pytest_in(
