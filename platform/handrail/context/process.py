@@ -15,7 +15,7 @@ from handrail import transport
 from handrail.config.model import Settings
 from handrail.context import callbacks, receipt
 from handrail.context.publisher import Publisher
-from handrail.errors import HandrailError
+from handrail.errors import HandrailError, SendError
 from handrail.transport import Transport
 
 #: Seconds that callbacks get at exit once everything sent has met its fate.
@@ -23,7 +23,8 @@ _CALLBACKS = 2.0
 #: Seconds that a fork waits for another thread that is just making the publisher.
 _FORKING = 5.0
 
-_lock = threading.Lock()
+#: Reentrant, for a signal handler may send amid the first send.
+_lock = threading.RLock()
 _fork = threading.local()
 _settings: Settings | None = None
 _publisher: Publisher | None = None
@@ -78,8 +79,16 @@ def _make() -> Transport:
         if _publisher is None:
             if _settings is None:
                 _settings = _load(None)
-            _publisher = Publisher(_settings)
-            _flush_early()
+            try:
+                callbacks.runner()
+                made = Publisher(_settings)
+            except RuntimeError as error:  # from Python 3.12 on no thread starts once the interpreter is ending
+                raise SendError(f"the first send of a process must come before its end: {error}") from error
+            if _publisher is None:
+                _publisher = made
+                _flush_early()
+            else:  # a signal handler's send came between
+                made.close(0.0)
         return _publisher
 
 
@@ -105,7 +114,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork() -> None:
     global _lock, _publisher, _pid
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     _pid = os.getpid()
     if _publisher is not None:
         _inherited.append(_publisher)

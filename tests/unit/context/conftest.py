@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import pytest
+import structlog
 
 from handrail import adapter as port
 from handrail import context, transport
@@ -88,6 +89,17 @@ class Adapter:
 
     def health(self) -> Health:
         return Health(self.broker.flowing.is_set(), self.broker.detail)
+
+
+@pytest.fixture(autouse=True)
+def _plain_logs() -> Iterator[None]:
+    """As in an application that has not set structlog up, whatever tests ran before."""
+    before = structlog.get_config() if structlog.is_configured() else None
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+    if before is not None:
+        structlog.configure(**before)
 
 
 @pytest.fixture

@@ -252,6 +252,8 @@ def test_a_signal_handler_may_send(broker):
         count[0] += 1
         send("email", "signal")
 
+    send("email", "first").wait(5)
+    broker.stored.clear()
     before = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
     try:

@@ -9,6 +9,8 @@ import threading
 import time
 
 import pytest
+import structlog
+import structlog.testing
 
 from handrail import context
 from handrail.errors import SendError
@@ -238,3 +240,15 @@ def test_a_failure_somebody_saw_is_not_logged(broker, caplog):
     assert context.queues.flush(5)
 
     assert unseen(caplog) == []
+
+
+def test_an_application_s_structlog_gets_the_failures(broker):
+    """Where the application has set structlog up, failures are logged through it."""
+    broker.refuse = lambda _: SendError("no room")
+    capture = structlog.testing.LogCapture()
+    structlog.configure(processors=[capture])
+    send("email", 1)
+    until(lambda: context.queues.flush(5) and capture.entries)
+
+    (entry,) = capture.entries
+    assert (entry["log_level"], entry["queue"], entry["error"]) == ("error", "email", "no room")
