@@ -3,12 +3,16 @@
 No ids, priorities, delays, owners' locks or other processes: one table, one connection, one thread. Inserts are synced to
 the disk (FULL), claims and deletes are not (NORMAL), as in the adapter.
 
-    python benchmarks/raw_sqlite.py [--messages 10000] [--bytes 200] [--batch 500] [--rounds 3]
+    python benchmarks/raw_sqlite.py [--messages 10000] [--size 200] [--rounds 5] [--batch 500]
+
+prints the medians of the rounds as JSON, under the names of ``measures.py``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -55,27 +59,22 @@ def handle(db: apsw.Connection, batch: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=10_000)
-    parser.add_argument("--bytes", type=int, default=200)
+    parser.add_argument("--size", type=int, default=200)
     parser.add_argument("--batch", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    body = b'{"n": "' + b"x" * (options.bytes - 9) + b'"}'
-    rates = []
-    with tempfile.TemporaryDirectory(prefix="handrail-bench-") as folder:
+    body = b'{"n": "' + b"x" * (options.size - 9) + b'"}'
+    with tempfile.TemporaryDirectory(prefix="raw-sqlite-", dir=".") as folder:
         db = apsw.Connection(str(Path(folder, "raw.db")))
         db.pragma("journal_mode", "wal")
         db.execute(SCHEMA)
-        for _ in range(options.rounds):
-            rates.append(
-                (
-                    publish(db, body, options.messages, options.batch),
-                    handle(db, options.batch),
-                )
-            )
+        rates = [
+            (publish(db, body, options.messages, options.batch), handle(db, options.batch))
+            for _ in range(options.rounds)
+        ]
         db.close()
-    # the best round: the others were disturbed by somebody
-    print(f"publish/s {max(rate[0] for rate in rates):.0f}")
-    print(f"handle/s {max(rate[1] for rate in rates):.0f}")
+    names = ("publish bulk", "handle")
+    print(json.dumps({name: statistics.median(rate[at] for rate in rates) for at, name in enumerate(names)}))
 
 
 if __name__ == "__main__":

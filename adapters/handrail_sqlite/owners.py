@@ -17,7 +17,7 @@ import uuid
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -33,6 +33,15 @@ _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.s
 
 #: What holds descriptors that a forked child must not keep: a child's copy would keep the lock of a dead parent.
 _open: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class _Forgetting(Protocol):
+    def forget(self) -> None: ...
+
+
+def in_child(one: _Forgetting) -> None:
+    """Call ``one.forget()`` in every child that this process forks, as long as *one* lives."""
+    _open.add(one)
 
 
 def _forked() -> None:
@@ -83,7 +92,7 @@ class Lease:
         self._inode = 0
         self._missing: dict[str, float] = {}
         self._take()
-        _open.add(self)
+        in_child(self)
 
     def _take(self) -> None:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -170,7 +179,7 @@ class Turn:
 
     def __init__(self, folder: Path) -> None:
         self._fd = os.open(folder / "turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        _open.add(self)
+        in_child(self)
 
     def __enter__(self) -> None:
         try:
@@ -205,7 +214,7 @@ class Bell:
         self._dir = -1
         self.socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.setblocking(False)
-        _open.add(self)
+        in_child(self)
 
     def listen(self, name: str) -> None:
         """Be woken through ``<name>.sock``; silently not, where the file system has no sockets."""

@@ -93,7 +93,6 @@ TABLES = "SELECT count(*) FROM sqlite_schema"
 
 ADD_QUEUE = "INSERT OR IGNORE INTO queue (name) VALUES (?)"
 QUEUE_ID = "SELECT id FROM queue WHERE name = ?"
-QUEUE_NAME = "SELECT name FROM queue WHERE id = ?"
 SET_ORDER = "UPDATE queue SET lifo = ?2 WHERE id = ?1 AND lifo <> ?2"
 GET_ORDER = "SELECT lifo FROM queue WHERE id = ?"
 COUNT = (
@@ -144,24 +143,27 @@ FROM (SELECT body.body AS body FROM carray(?1) AS c CROSS JOIN body ON body.seq 
 EXTRAS = "SELECT seq, meta FROM extra WHERE seq IN carray(?1)"
 FAULTS = "SELECT seq, reason, traceback, at, queue FROM fault WHERE seq IN carray(?1)"
 
+# A plus keeps a condition out of the choice of an index: rows named by their seq are found by it, not by walking all
+# that an owner holds once for each.
+
 # --- settling ---------------------------------------------------------------------------------------------------------
 
 #: Of ?2, those that this owner still holds.
-OWNED = f"SELECT seq FROM msg WHERE state = {ACTIVE} AND owner = ?1 AND seq IN carray(?2)"
-DELETE = f"DELETE FROM msg WHERE seq IN carray(?2) AND owner = ?1 AND state = {ACTIVE}"
+OWNED = f"SELECT seq FROM msg WHERE +state = {ACTIVE} AND +owner = ?1 AND seq IN carray(?2)"
+DELETE = f"DELETE FROM msg WHERE seq IN carray(?2) AND +owner = ?1 AND +state = {ACTIVE}"
 DELETE_BODIES = "DELETE FROM body WHERE seq IN carray(?1)"
 DELETE_EXTRAS = "DELETE FROM extra WHERE seq IN carray(?1)"
 DELETE_FAULTS = "DELETE FROM fault WHERE seq IN carray(?1)"
 
 #: Back to the head untouched: in a queue of first in first out that is where its old place in the order lies.
 RELEASE = f"""
-UPDATE msg SET state = {READY}, owner = NULL WHERE seq IN carray(?2) AND owner = ?1 AND state = {ACTIVE}
+UPDATE msg SET state = {READY}, owner = NULL WHERE seq IN carray(?2) AND +owner = ?1 AND +state = {ACTIVE}
 """
 #: ?2 JSON rows of seq, attempts, starts, crashes, redelivered.
 GIVE_BACK = f"""
 UPDATE msg SET state = {READY}, owner = NULL,
        attempts = j.value ->> 1, starts = j.value ->> 2, crashes = j.value ->> 3, redelivered = j.value ->> 4
-FROM json_each(?2) AS j WHERE msg.seq = j.value ->> 0 AND owner = ?1 AND state = {ACTIVE}
+FROM json_each(?2) AS j WHERE msg.seq = j.value ->> 0 AND +owner = ?1 AND +state = {ACTIVE}
 """
 #: ?2 JSON array of seqs, the first of which shall be delivered first; ?3 the counter. Only for newest first.
 TO_HEAD = "UPDATE msg SET ord = -(?2 - j.key) FROM json_each(?1) AS j WHERE msg.seq = j.value"
@@ -171,7 +173,7 @@ UPDATE msg SET queue = j.value ->> 1, state = j.value ->> 2, priority = j.value 
        ord = iif(j.value ->> 2 <> {DEAD} AND (SELECT lifo FROM queue WHERE id = j.value ->> 1), -1, 1) * (?2 + 1 + j.key),
        due = j.value ->> 4, owner = NULL, attempts = j.value ->> 5, starts = j.value ->> 6, crashes = j.value ->> 7,
        redelivered = 0, size = j.value ->> 8, more = j.value ->> 9, id = j.value ->> 10
-FROM json_each(?3) AS j WHERE msg.seq = j.value ->> 0 AND owner = ?1 AND state = {ACTIVE}
+FROM json_each(?3) AS j WHERE msg.seq = j.value ->> 0 AND +owner = ?1 AND +state = {ACTIVE}
 """
 
 # --- delays -----------------------------------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ FROM (SELECT seq, queue FROM msg WHERE state = {DELAYED} AND due <= ?1 ORDER BY 
 PROMOTE = f"""
 UPDATE msg SET state = {READY},
        ord = iif((SELECT lifo FROM queue WHERE id = j.value ->> 1), -1, 1) * (?1 + 1 + j.key)
-FROM json_each(?2) AS j WHERE msg.seq = j.value ->> 0 AND state = {DELAYED}
+FROM json_each(?2) AS j WHERE msg.seq = j.value ->> 0 AND +state = {DELAYED}
 """
 
 # --- owners -----------------------------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ FROM msg JOIN queue ON queue.id = msg.queue WHERE msg.state = {ACTIVE} AND msg.o
 
 # --- looking at and clearing ------------------------------------------------------------------------------------------
 
-_ORDER = {READY: "priority DESC, ord", DELAYED: "due, seq", ACTIVE: "seq", DEAD: "ord DESC"}
+_ORDER = {READY: "priority DESC, ord", DELAYED: "due, seq", ACTIVE: "+seq", DEAD: "ord DESC"}
 _COLUMNS = """
 SELECT m.id, m.priority, m.sent, m.due, m.attempts, m.starts, m.crashes, body.body, extra.meta,
        fault.reason, fault.traceback, fault.at, fault.queue
@@ -231,26 +233,27 @@ def find(state: int) -> str:
 
 
 def select(state: int, *, by_id: bool) -> str:
-    """Up to ?2 seqs of queue ?1 in the order they came (with *by_id* those whose id is in the JSON array ?3), as JSON."""
+    """Up to ?2 seqs of queue ?1 (with *by_id* those whose id is in the JSON array ?3), as JSON; dead ones in order of death."""
     only = "AND id IN (SELECT value FROM json_each(?3))" if by_id else ""
-    order = "ord" if state == DEAD else "seq"
+    # no order where none is needed: sorting a million rows for each step would cost more than deleting them
+    order = "ORDER BY ord" if state == DEAD else ""
     return f"""
     SELECT json_group_array(seq) FROM (
-        SELECT seq FROM msg WHERE state = {state} AND queue = ?1 {only} ORDER BY {order} LIMIT ?2
+        SELECT seq FROM msg WHERE state = {state} AND queue = ?1 {only} {order} LIMIT ?2
     )
     """
 
 
 def delete(state: int) -> str:
     """The seqs ?1, where they are still in that state."""
-    return f"DELETE FROM msg WHERE seq IN carray(?1) AND state = {state}"
+    return f"DELETE FROM msg WHERE seq IN carray(?1) AND +state = {state}"
 
 
 #: ?1 the counter, ?2 now, ?3 JSON rows of seq, queue. Due is set to now, so that an ``expires`` counts from the replay.
 REPLAY = f"""
 UPDATE msg SET queue = j.value ->> 1, state = {READY}, due = ?2, attempts = 0, starts = 0, crashes = 0, redelivered = 0,
        more = more & {EXTRA}, ord = iif((SELECT lifo FROM queue WHERE id = j.value ->> 1), -1, 1) * (?1 + 1 + j.key)
-FROM json_each(?3) AS j WHERE msg.seq = j.value ->> 0 AND state = {DEAD}
+FROM json_each(?3) AS j WHERE msg.seq = j.value ->> 0 AND +state = {DEAD}
 """
 #: Of the dead letters ?1, the queue each died in.
 DIED_IN = "SELECT seq, queue FROM fault WHERE seq IN carray(?1)"
@@ -268,7 +271,7 @@ SELECT json_group_array(json_array(seq, queue)) FROM (
 #: ?1 the queue, ?2 the counter, ?3 JSON rows of seq, queue.
 ADOPT = f"""
 UPDATE msg SET queue = ?1, state = {READY}, ord = iif((SELECT lifo FROM queue WHERE id = ?1), -1, 1) * (?2 + 1 + j.key)
-FROM json_each(?3) AS j WHERE msg.seq = j.value ->> 0 AND state = {DEAD}
+FROM json_each(?3) AS j WHERE msg.seq = j.value ->> 0 AND +state = {DEAD}
 """
 LEAVE_PLACE = "UPDATE fault SET place = '' WHERE place = ?1 AND place <> '' AND seq IN carray(?2)"
 #: Writes a page that is written anyway, to find out whether there is room.

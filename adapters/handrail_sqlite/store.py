@@ -7,6 +7,7 @@ It decides nothing about when; the writer does. Every method but :meth:`Store.op
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import time
 from collections import defaultdict
@@ -26,7 +27,7 @@ from handrail_sqlite import rows
 from handrail_sqlite import statements as sql
 from handrail_sqlite.commands import Intake
 from handrail_sqlite.faults import foreign, newer
-from handrail_sqlite.owners import Dead, Turn, is_folder
+from handrail_sqlite.owners import Dead, Turn, in_child, is_folder
 from handrail_sqlite.place import Place
 from handrail_sqlite.plan import Plan, Tag
 
@@ -93,6 +94,7 @@ class Store:
             self.close()
             raise
         self._db = db
+        in_child(self)
         self._identity = found.st_dev, found.st_ino
 
     def _prepare(self, db: apsw.Connection, file: Path) -> None:
@@ -125,6 +127,11 @@ class Store:
                     db.execute("ROLLBACK")
                 raise
         self._synchronous = ""
+
+    def forget(self) -> None:
+        """In a forked child: never close this, not even at the end, for SQLite's locks and log belong to the parent."""
+        if self._db is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._db))
 
     def close(self) -> None:
         if self._turn is not None:
@@ -454,7 +461,7 @@ class Store:
         if not seqs:
             return 0, set()
         numbers = rows.numbers(seqs)
-        origin: dict[Any, Any] = {seq: name for seq, name in self.db.execute(sql.DIED_IN, (apsw.carray(numbers),))}
+        origin: dict[Any, Any] = dict(self.db.execute(sql.DIED_IN, (apsw.carray(numbers),)))  # type: ignore[arg-type]
         targets = [(seq, self.queue(prefix + origin[seq]) if origin.get(seq) else queue) for seq in seqs]
         now = time.time_ns() // 1000
         self._exactly(len(seqs), sql.REPLAY, (self._advance(len(seqs)), now, rows.to_json(targets)))

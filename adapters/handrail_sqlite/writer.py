@@ -432,6 +432,8 @@ class Writer(threading.Thread):
                 batch = rows.Batch()
                 ids = _Ids(store.queues, self._prefix)
                 for publish in publishes:
+                    if publish.abandoned:  # while this waited for its turn
+                        continue
                     publish.errors = batch.add(publish.messages, ids)
                 touched = plan.resolve(store.queues)
                 store.settle(self._owner, plan)
