@@ -180,6 +180,7 @@ def _files(files: list[str]) -> str:
 
 def broken(settings: Settings, files: list[str], problems: list[str]) -> None:
     """Once, as a block: what keeps the new code from serving, with the lines around each place."""
+    problems = at_the_source(problems)
     if not logs.for_people():
         log.error("not reloaded; the old code serves on", files=files, problems=problems)
         return
@@ -191,6 +192,18 @@ def broken(settings: Settings, files: list[str], problems: list[str]) -> None:
             blocks.append(around)
     text = f"not reloaded{f' ({_files(files)})' if files else ''}; the old code serves on until this is mended:"
     log.error(text, traceback="\n".join(blocks))
+
+
+_BY_WAY_OF_CONFIG = re.compile(r"queues\.yaml:\d+:\d+: (?P<file>\S+\.py), line (?P<line>\d+): (?P<what>.*)", re.DOTALL)
+
+
+def at_the_source(problems: list[str]) -> list[str]:
+    """*problems* with a broken handler file named once by its own place, not by each queue that refers to it."""
+    found = []
+    for problem in problems:
+        match = _BY_WAY_OF_CONFIG.fullmatch(problem)
+        found.append(f"{match['file']}:{match['line']}: {match['what']}" if match else problem)
+    return list(dict.fromkeys(found))
 
 
 _PLACE = re.compile(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handrail.cli.report import lines_around
+from handrail.cli.report import at_the_source, lines_around
 
 
 def test_the_lines_around_a_place_are_shown_with_the_place_marked(tmp_path) -> None:
@@ -38,3 +38,14 @@ def test_no_file_outside_the_project_is_shown(tmp_path) -> None:
     assert lines_around(str(tmp_path), "a.py:7: x") == ""
     assert lines_around(str(tmp_path), "b.py:1: x") == ""
     assert lines_around(str(tmp_path), "something else") == ""
+
+
+def test_a_broken_file_is_named_once_by_its_own_place() -> None:
+    """Not by every line of queues.yaml that refers to it; what is wrong in queues.yaml stays as it is."""
+    assert at_the_source(
+        [
+            "queues.yaml:3:13: handlers/a.py, line 7: '(' was never closed; mend the file",
+            "queues.yaml:4:13: handlers/a.py, line 7: '(' was never closed; mend the file",
+            "queues.yaml:5:3: unknown setting 'x'",
+        ]
+    ) == ["handlers/a.py:7: '(' was never closed; mend the file", "queues.yaml:5:3: unknown setting 'x'"]
