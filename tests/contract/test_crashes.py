@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 
@@ -149,8 +150,6 @@ def test_a_drain_lets_running_handlers_finish(project: Project) -> None:
     project.noted("in")
 
     async def stop() -> int:
-        import asyncio
-
         stopping = asyncio.ensure_future(running.worker.stop(20.0))
         while not running.worker.dispatcher.stopping:
             await asyncio.sleep(0.005)
@@ -187,6 +186,29 @@ def test_what_outlives_the_drain_is_interrupted_and_no_attempt(project: Project,
     project.start()
     project.one(Outcome.COMPLETED)
     assert [one.facts for one in project.notes("in")] == [(1, 1), (1, 2)]
+
+
+def test_a_late_outcome_is_refused_and_logged(project: Project) -> None:
+    """An outcome that comes after the message was no longer the worker's is refused and logged; there is no second outcome."""
+    project.handler("def handler(message): note('in'); count('in') == 1 and gate(\"go\")")
+    running = project.start()
+    sent = project.send("work", 1)
+    project.noted("in")
+    running.pause()
+
+    async def lose_it() -> None:
+        (run,) = running.worker.dispatcher._runs.values()
+        assert await running.worker.adapter("default").settle([Settlement(run.delivery, Verb.RELEASE)]) == []
+
+    project.run(lose_it())
+    project.open("go")
+
+    project.until(lambda: bool(project.journal), "a line in the journal")
+    assert [(outcome, id) for outcome, id, _reason in project.journal] == [(Outcome.REFUSED, sent)]
+    assert project.seen == []
+    running.resume()
+    project.one(Outcome.COMPLETED)
+    assert [outcome for outcome, _id, _reason in project.journal] == [Outcome.REFUSED, Outcome.COMPLETED]
 
 
 def test_a_reload_disturbs_nothing_in_flight(project: Project) -> None:
