@@ -49,7 +49,7 @@ def main() -> None:
         paced=1_000 if arguments.quick else 5_000,
         idle=3.0 if arguments.quick else 10.0,
         batches=10 if arguments.quick else 50,
-        backlog=0 if arguments.quick else arguments.backlog,
+        backlog=arguments.backlog if arguments.backlog is not None else 0 if arguments.quick else 1_000_000,
     )
     # beside the data of real projects, since /tmp may be memory, on which being durable costs nothing
     scratch = HERE.parent / ".platform" / f"bench-{os.getpid()}"

@@ -285,9 +285,10 @@ class Project:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.logs = root.parent / "logs"
-        self.gates = root.parent / "gates"
-        self.journal = root.parent / "journal"
+        # beside the project, not in it: what is written there must not look like a change of the project
+        self.logs = root.parent / f"{root.name}-logs"
+        self.gates = root.parent / f"{root.name}-gates"
+        self.journal = root.parent / f"{root.name}-journal"
         for folder in (root, self.logs, self.gates):
             folder.mkdir(parents=True, exist_ok=True)
         self.journal.touch()
