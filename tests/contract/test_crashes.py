@@ -9,9 +9,8 @@ import signal
 import pytest
 from contract_harness import Project
 
+from handrail.adapter import Settlement, Verb
 from handrail.outcome import Outcome
-
-needs = pytest.mark.needs
 
 
 def test_a_message_whose_process_died_is_delivered_again(project: Project) -> None:
@@ -204,7 +203,7 @@ def test_a_late_outcome_is_refused_and_logged(project: Project) -> None:
     project.open("go")
 
     project.until(lambda: bool(project.journal), "a line in the journal")
-    assert [(outcome, id) for outcome, id, _reason in project.journal] == [(Outcome.REFUSED, sent)]
+    assert [(outcome, which) for outcome, which, _reason in project.journal] == [(Outcome.REFUSED, sent)]
     assert project.seen == []
     running.resume()
     project.one(Outcome.COMPLETED)
