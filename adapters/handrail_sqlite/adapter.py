@@ -124,13 +124,11 @@ class SQLiteAdapter:
         writer = self._open_writer()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         writer.submit(Ask(call, future, offline=offline))
-        if writer.trouble and not offline:
-            # while the file cannot be opened nothing is answered: say why instead of waiting for ever
-            try:
-                return await asyncio.wait_for(future, _SILENCE)
-            except TimeoutError:
-                raise BrokerError(writer.trouble or f"{self.place}: does not answer") from None
-        return await future
+        while not (await asyncio.wait([future], timeout=_SILENCE))[0]:
+            if writer.trouble:
+                future.cancel()
+                raise BrokerError(writer.trouble)
+        return future.result()
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
         await self._ask(lambda writer: writer.declare(queues), offline=True)

@@ -461,7 +461,7 @@ class Store:
         if not seqs:
             return 0, set()
         numbers = rows.numbers(seqs)
-        origin: dict[Any, Any] = dict(self.db.execute(sql.DIED_IN, (apsw.carray(numbers),)))  # type: ignore[arg-type]
+        origin: dict[Any, Any] = dict(self.db.execute(sql.DIED_IN, (apsw.carray(numbers),)))
         targets = [(seq, self.queue(prefix + origin[seq]) if origin.get(seq) else queue) for seq in seqs]
         now = time.time_ns() // 1000
         self._exactly(len(seqs), sql.REPLAY, (self._advance(len(seqs)), now, rows.to_json(targets)))

@@ -350,7 +350,9 @@ class Writer(threading.Thread):
                 self._connect()
             except Exception as error:  # noqa: BLE001 - judged there
                 self._release_files(remove=True)
-                self._failed(error)
+                publishes = list(self._publishes)
+                self._publishes.clear()
+                self._not_committed(error, publishes)
             else:
                 self._recovered()
         if self._store.is_open:
@@ -601,7 +603,7 @@ class Writer(threading.Thread):
             if ask.future.cancelled():
                 continue
             if not (self._store.is_open or ask.offline):
-                self._asks.append(ask)
+                self._finish(ask.future, None, BrokerError(self.trouble or f"{self._place}: is not open"))
                 continue
             try:
                 result = ask.call(self)
