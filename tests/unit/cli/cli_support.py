@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -71,10 +72,17 @@ class Terminal:
         return self.code
 
     def close(self) -> None:
-        if not self.ended():
-            os.kill(self.pid, signal.SIGKILL)
-            wait_for(self.ended, "its end")
+        # its whole session: what a shell put into the background has a process group of its own
+        for pid in _session(self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_for(self.ended, "its end")
         os.close(self.fd)
+
+
+def _session(leader: int) -> list[int]:
+    said = subprocess.run(["ps", "-A", "-o", "pid=,sess="], capture_output=True, text=True, check=True).stdout
+    return [int(pid) for pid, session in (line.split() for line in said.splitlines()) if session == str(leader)]
 
 
 class Project:
