@@ -223,6 +223,10 @@ def load(settings: BrokerSettings) -> Adapter:
             extra = EXTRAS.get(scheme)
             mend = f"pip install 'handrail[{extra}]'" if extra else f"install what {entry.value} needs"
             raise BrokerError(f"broker {settings.name!r}: {scheme}:// needs {error.name or error}; {mend}") from error
+        except AttributeError as error:
+            raise BrokerError(
+                f"broker {settings.name!r}: the adapter {entry.value} for {scheme}:// is not there; reinstall what brings it"
+            ) from error
         return factory(settings)
     if scheme in EXTRAS:
         raise BrokerError(

@@ -263,6 +263,7 @@ class Worker:
         for adapter in self._adapters.values():
             with contextlib.suppress(HandrailError):  # it said so itself; the others must be closed all the same
                 await adapter.close()
+        self._journal.flush()
         if self._ledger is not None:
             await self._ledger.close()
         if self._board is not None:
