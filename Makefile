@@ -1,4 +1,4 @@
-# make run · make test · make check · make bench · make chaos · make clean
+# make run · make test · make check · make bench · make chaos · make readme · make clean
 # Needs Python 3.11 or newer and make; everything else is installed into .venv, once.
 #
 #   make run ARGS="--help"            further arguments for the command
@@ -10,7 +10,7 @@ PYTHON =
 RUN = @PYTHON="$(PYTHON)" sh .ci/environment run
 DEV = @PYTHON="$(PYTHON)" sh .ci/environment dev
 
-.PHONY: run test lint check bench chaos clean
+.PHONY: run test lint check bench chaos readme clean
 
 # exec: the worker itself is what make waits for, so that signals reach it and nothing stands between
 run:
@@ -36,6 +36,10 @@ bench:
 ROUNDS = 60
 chaos:
 	$(DEV) && HANDRAIL_CHAOS_ROUNDS=$(ROUNDS) exec .venv/bin/pytest tests/acceptance -m chaos --timeout=3600 -s $(ARGS)
+
+# the README's capability table, as the adapters state it
+readme:
+	$(DEV) && exec .venv/bin/python .ci/readme.py
 
 # the messages in .platform are not ours to throw away
 clean:

@@ -84,7 +84,7 @@ def test_the_first_minute_is_as_written(clone: Project) -> None:
     # what Ctrl-C does: the signal goes to make and to the worker alike
     os.killpg(worker.pid, signal.SIGINT)
     worker.process.wait(60)
-    worker.until_says("stopped after")
+    assert worker.events("stopped")
     _the_second_start_installs_nothing(clone, environment)
 
 
@@ -159,4 +159,4 @@ def test_the_capability_table_is_what_the_adapters_say(project: Project) -> None
 
     shown = _README.partition("<!-- capabilities:start -->")[2].partition("<!-- capabilities:end -->")[0].strip()
 
-    assert shown == printed
+    assert shown == printed, "the adapters have changed: make readme"
