@@ -50,7 +50,7 @@ def test_a_poison_message_is_dead_after_max_crashes(project: Project) -> None:
 def test_suspects_run_one_at_a_time_and_bystanders_are_not_blamed(project: Project) -> None:
     """What ran beside a poison message is not dead-lettered with it: suspects run alone until the guilty one is known."""
     project.handler("""
-        import os
+        import asyncio, os
         from handrail import context
         async def handler(message):
             note('in', message)
@@ -60,6 +60,7 @@ def test_suspects_run_one_at_a_time_and_bystanders_are_not_blamed(project: Proje
                 os._exit(9)
             if context.job.crashes == 0:
                 await agate("never")
+            await asyncio.sleep(0.05)  # long enough for another to come in, if another could
             note('out', message)
     """)
     project.queues({"work": {"handler": "work", "concurrency": 10, "max_crashes": 2}})
@@ -83,20 +84,26 @@ def test_suspects_run_one_at_a_time_and_bystanders_are_not_blamed(project: Proje
 
 
 def test_what_was_only_handed_over_is_no_suspect(project: Project) -> None:
-    """Only what was running is suspect when a process dies: what waited behind it has no crash to its name."""
+    """Only what was running is suspect when a process dies: what its host had not begun has no crash to its name."""
     project.handler("""
         import os
         from handrail import context
-        def handler(message):
+        async def handler(message):
             note('ran', message, context.job.crashes)
-            if message == 'poison': os._exit(9)
+            if message == 'poison':
+                gate("all")  # it blocks the loop, so that its host begins nothing else
+                os._exit(9)
     """)
-    project.queues({"work": {"handler": "work", "concurrency": 1, "max_crashes": 1}})
-    project.send_bulk("work", ["poison", "a", "b", "c"])
-    project.start()
+    project.queues({"work": {"handler": "work", "concurrency": 10, "max_crashes": 1}})
+    running = project.start()
+    project.send("work", "poison")
+    project.noted("ran")
+    project.send_bulk("work", ["a", "b", "c"])
+    project.until(lambda: running.worker.dispatcher.running == 4, "the hand-over of all")
+
+    project.open("all")
 
     project.wait(Outcome.COMPLETED, count=3)
-
     assert project.one(Outcome.DEAD).payload == "poison"
     assert {one.facts for one in project.notes("ran")} == {("poison", 0), ("a", 0), ("b", 0), ("c", 0)}
 
