@@ -32,12 +32,18 @@ MEASURES = (
     Measure("latency p99", "ms", "from the send to the handler, at 500/s", None, 2),
     Measure("idle CPU", "% of a core", "a worker with nothing to do", None, 2),
     Measure("idle memory", "MB", "its processes together, what they share counted in each", None, 0),
-    Measure("handle at 1,000", "/s", "with a thousand waiting"),
-    Measure("handle at 1,000,000", "/s", "with a million waiting"),
-    Measure("handle all 1,000,000", "/s", "from a million waiting to none"),
-    Measure("cost at 1,000", "µs CPU", "of the worker's processes a message, a thousand waiting", None, 1),
-    Measure("cost at 1,000,000", "µs CPU", "of the worker's processes a message, a million waiting", None, 1),
-    Measure("memory growth", "MB", "of the worker's processes from the 100,000th to the 1,000,000th message", None, 1),
+    Measure("handle, few waiting", "/s", "with a thousand waiting"),
+    Measure("handle, many waiting", "/s", "the first tenth of a large backlog"),
+    Measure("handle all of many", "/s", "a large backlog down to nothing"),
+    Measure("cost, few waiting", "µs CPU", "of the worker's processes a message, a thousand waiting", None, 1),
+    Measure(
+        "cost, many waiting",
+        "µs CPU",
+        "of the worker's processes a message, the first tenth of a large backlog",
+        None,
+        1,
+    ),
+    Measure("memory growth", "MB", "of the worker's processes over the last nine tenths of a large backlog", None, 1),
 )
 
 

@@ -121,7 +121,8 @@ def _print(columns: dict[str, Values], plan: Plan, seconds: float) -> None:
     cores = os.cpu_count()
     console.print(
         f"handrail {handrail.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}, "
-        f"{cores} cores, load {os.getloadavg()[0]:.1f} at the end; {seconds:.0f} s in all; rates are medians of {plan.rounds}",
+        f"{cores} cores, load {os.getloadavg()[0]:.1f} at the end; {seconds:.0f} s in all; rates are medians of {plan.rounds}"
+        + (f"; the large backlog is {plan.backlog:,}" if plan.backlog else ""),
         highlight=False,
     )
 
