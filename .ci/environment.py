@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PROJECT = ROOT / "pyproject.toml"
 PYTHON = VENV / "bin" / "python"
+VERSION = "{}.{}".format(*sys.version_info)
 
 
 def main(stage: str) -> int:
@@ -29,8 +30,9 @@ def main(stage: str) -> int:
 
 
 def bring_to(stage: str, project: bytes) -> int:
-    # the place is part of it: a folder that was moved or copied has scripts that point to the old one
-    wanted = hashlib.sha256(project + str(ROOT).encode()).hexdigest()
+    # the place is part of it: a folder that was moved or copied has scripts that point to the old one; so is the
+    # version, which differs from that of .venv when another was chosen by PYTHON=
+    wanted = hashlib.sha256(project + f"{ROOT} {VERSION}".encode()).hexdigest()
     stages = ["run"] if stage == "run" else ["run", "dev"]
     missing = [name for name in stages if read(VENV / f"handrail-{name}.stamp") != wanted]
     if not missing:
@@ -57,11 +59,12 @@ def bring_to(stage: str, project: bytes) -> int:
 
 
 def works() -> bool:
-    """Whether .venv is whole: a set-up that was interrupted leaves one without pip."""
+    """Whether .venv is whole and of our version: a set-up that was interrupted leaves one without pip."""
     if not PYTHON.exists():
         return False
-    check = "import sys, pip; sys.exit(sys.version_info < (3, 11))"
-    return subprocess.run([PYTHON, "-c", check], check=False, capture_output=True).returncode == 0
+    check = "import sys, pip; print('{}.{}'.format(*sys.version_info))"
+    done = subprocess.run([PYTHON, "-c", check], check=False, capture_output=True, text=True)
+    return done.returncode == 0 and done.stdout.strip() == VERSION
 
 
 def base_python() -> str:
