@@ -296,10 +296,18 @@ class Project:
                     running.stop(drain=0.0)
             if self._client is not None:
                 self.run(self._client.close())
+            self.run(self._left_over())
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(GENEROUS)
             self._loop.close()
+
+    @staticmethod
+    async def _left_over() -> None:
+        """Let what a worker left on the loop end: what it does is this test's affair, and not that of the next."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        if tasks:
+            await asyncio.wait(tasks, timeout=5.0)
 
     # -- sending -------------------------------------------------------------------------------------------------------
 

@@ -295,3 +295,22 @@ def test_a_reload_adopts_new_settings_and_queues(project: Project) -> None:
     assert project.one(queue="work").outcome is Outcome.DEAD
     project.send("added", 1)
     assert project.one(queue="added").outcome is Outcome.COMPLETED
+
+
+def test_a_stop_while_a_host_is_being_replaced_leaves_nothing_behind(project: Project) -> None:
+    """A worker that is stopped while a new host starts ends that host, too, before `stop` returns."""
+    project.handler("def handler(message): pass")
+    running = project.start()
+    watched = "Host._until_gone"  # the task that waits for a host's process as long as there is one
+
+    def tasks() -> list[str]:
+        return project.call(lambda: [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()])
+
+    (pid,) = running.host_pids()
+    os.kill(pid, signal.SIGKILL)
+    project.logged("a host died")
+    project.until(lambda: watched in tasks(), "the start of another host")
+
+    running.stop(drain=0.0)
+
+    assert watched not in tasks()
