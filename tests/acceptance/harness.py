@@ -161,6 +161,12 @@ def alive(pid: int) -> bool:
     return _processes().get(pid, (0, "X"))[1] not in "ZX"
 
 
+def command_of(pid: int) -> str:
+    """The command line of *pid*, for messages."""
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return listed.stdout.strip() or str(pid)
+
+
 def zombies_of(pid: int) -> list[int]:
     """The children of *pid* that ended and that it has not reaped."""
     return [child for child, (parent, state) in _processes().items() if parent == pid and state == "Z"]

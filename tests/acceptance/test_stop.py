@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from harness import Project, Running, alive, wait_for
+from harness import Project, Running, alive, command_of, wait_for
 
 _HELD = {"held": "work.held", "thread": "work.held_thread", "quick": "work.quick"}
 
@@ -70,7 +70,7 @@ def test_a_killed_dispatcher_takes_everything_with_it(project: Project) -> None:
     project.lay({**_HELD, "alone": {"handler": "alone", "isolation": "process"}})
     project.write(
         "handlers/alone.py",
-        "import subprocess\nfrom journal import note, wait_at\n\n"
+        "from journal import note, wait_at\n\n"
         "def handler(message, callback):\n"
         "    note('start', message['n'])\n"
         "    wait_at('gate', message['n'])\n"
@@ -78,12 +78,11 @@ def test_a_killed_dispatcher_takes_everything_with_it(project: Project) -> None:
     )
     project.write(
         "handlers/pool.py",
-        "import concurrent.futures, multiprocessing, time\nfrom journal import note\n\n"
+        "import concurrent.futures, journal, multiprocessing\n\n"
         "def handler(message, callback):\n"
         "    context = multiprocessing.get_context('spawn')\n"
         "    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:\n"
-        "        note('start', message['n'])\n"
-        "        pool.submit(time.sleep, 600).result()\n"
+        "        pool.submit(journal.wait_at, 'gate', message['n']).result()\n"
         "    callback()\n",
     )
     project.configure({**_HELD, "alone": {"handler": "alone", "isolation": "process"}, "pool": "pool"})
@@ -91,13 +90,16 @@ def test_a_killed_dispatcher_takes_everything_with_it(project: Project) -> None:
     project.send("thread", {"n": 1})
     project.send("alone", {"n": 2})
     project.send("pool", {"n": 3})
-    project.until("start", 1, 2, 3)
-    wait_for(lambda: len(worker.tree()) >= 5, "dispatcher, two hosts, an isolated process and a pool's child run")
-    pids = worker.tree()
+    project.until("beat", 1, 2, 3)
+    pids = set(worker.tree())
+    assert {entry.pid for entry in project.entries()} <= pids
 
     os.kill(worker.pid, signal.SIGKILL)
 
-    wait_for(lambda: not any(alive(pid) for pid in pids), "the whole tree is gone", timeout=5.0)
+    try:
+        wait_for(lambda: not any(alive(pid) for pid in pids), "the whole tree is gone", timeout=5.0)
+    except AssertionError as error:
+        raise AssertionError(f"still there: {[command_of(pid) for pid in pids if alive(pid)]}") from error
 
 
 def test_a_dead_workers_messages_return_at_once(project: Project) -> None:
