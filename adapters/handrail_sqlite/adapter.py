@@ -58,6 +58,10 @@ _CAPABILITIES: Mapping[Capability, bool | str] = {
 }
 
 
+#: What only a file on disk can do.
+_OF_FILES = (Capability.PROCESSES, Capability.DEAD_WORKER, Capability.CRASHES)
+
+
 class SQLiteAdapter:
     """Messages in one SQLite file, shared by any number of processes of one machine. Implements ``handrail.adapter.Adapter``.
 
@@ -77,6 +81,9 @@ class SQLiteAdapter:
         self.board: Path | None = None
         self._settings = settings
         self._file = parse(settings)
+        if self._file is None:
+            # it is of this process, and gone with it
+            self.capabilities = {**_CAPABILITIES, **dict.fromkeys(_OF_FILES, False)}
         self._writer: Writer | None = None
         self._memory: tuple[str, str] | None = None
         self._pid = os.getpid()

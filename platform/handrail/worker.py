@@ -259,7 +259,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         if self._dispatcher is not None:
-            self._dispatcher.fleet.end()
+            await self._dispatcher.fleet.end()
         for adapter in self._adapters.values():
             with contextlib.suppress(HandrailError):  # it said so itself; the others must be closed all the same
                 await adapter.close()

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from handrail.adapter import Capability
-
 
 class UnavailableError(Exception):
     """The server of this broker cannot be had on this machine; the text says why, and how to have it."""
@@ -22,16 +20,9 @@ class Broker:
     url: Callable[[Path], str]
     #: Further keys of the broker's mapping in queues.yaml.
     options: dict[str, object] = dataclasses.field(default_factory=dict)
-    #: What this configuration cannot do although its adapter can.
-    lacks: frozenset[Capability] = frozenset()
 
 
 BROKERS = [
     Broker("sqlite", lambda root: f"sqlite:{root}/.platform/queues.db"),
-    Broker(
-        "sqlite-memory",
-        lambda _root: "sqlite::memory:",
-        # it is of one process, and gone with its last adapter
-        lacks=frozenset({Capability.PROCESSES, Capability.DEAD_WORKER, Capability.CRASHES}),
-    ),
+    Broker("sqlite-memory", lambda _root: "sqlite::memory:"),
 ]

@@ -115,8 +115,7 @@ class Fleet:
             if problems:
                 raise LoadError(list(problems))
         except BaseException:
-            for host in hosts:
-                host.end()
+            await asyncio.gather(*(host.ended_for_good() for host in hosts))
             raise
         for host in hosts:
             generation.found.update({found.queue: found for found in host.found})
@@ -306,8 +305,8 @@ class Fleet:
         await asyncio.gather(*(self._leave(host) for host in hosts))
         await self._tasks.cancel()
 
-    def end(self) -> None:
-        """Kill all hosts now."""
+    async def end(self) -> None:
+        """Kill all hosts now; returns when nothing of them is left."""
         self.stopping = True
-        for host in self:
-            host.end()
+        await self._tasks.cancel()
+        await asyncio.gather(*(host.ended_for_good() for host in self))

@@ -117,12 +117,10 @@ class Host:
             async with asyncio.timeout(LOAD_TIMEOUT):
                 await self._loaded
         except TimeoutError:
-            self.end()
-            raise LoadError(
-                [f"the handlers were not loaded within {LOAD_TIMEOUT:.0f} s: an import waits for something"]
-            ) from None
+            await self.ended_for_good()
+            raise LoadError([f"the handlers did not load within {LOAD_TIMEOUT:.0f} s: an import waits"]) from None
         except BaseException:
-            self.end()
+            await self.ended_for_good()
             raise
         self._ponged = time.monotonic()
         self._pings = asyncio.create_task(self._ping())
@@ -173,14 +171,18 @@ class Host:
         if self._watch is not None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._watch), LEAVE_TIMEOUT)
-        self.end()
-        if self._watch is not None:
-            await asyncio.shield(self._watch)
+        await self.ended_for_good()
 
     def end(self) -> None:
         """Kill it and everything it started, now."""
         self.draining = self.ending = True
         self.body.kill()
+
+    async def ended_for_good(self) -> None:
+        """Kill it, and return when nothing of it is left, zombies included."""
+        self.end()
+        if self._watch is not None:
+            await asyncio.shield(self._watch)
 
     async def _until_gone(self) -> None:
         how = await self.body.gone()
