@@ -295,7 +295,7 @@ def _sentinel(group: int) -> subprocess.Popen[bytes]:
     handlers started.
     """
     return subprocess.Popen(
-        ["/bin/sh", "-c", 'read -r _; kill -KILL -- "-$0"', str(group)],
+        ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$0"', str(group)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
