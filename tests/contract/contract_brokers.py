@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,18 @@ class Broker:
     options: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
+#: Read when the module is loaded, for tests run without the environment's own settings.
+RABBITMQ = os.environ.get("HANDRAIL_TEST_RABBITMQ", "")
+
+
+def _rabbitmq(_root: Path) -> str:
+    if not RABBITMQ:
+        raise UnavailableError("set HANDRAIL_TEST_RABBITMQ=amqp://…; python scripts/brokers/rabbitmq.py up brings one up")
+    return RABBITMQ
+
+
 BROKERS = [
     Broker("sqlite", lambda root: f"sqlite:{root}/.platform/queues.db"),
     Broker("sqlite-memory", lambda _root: "sqlite::memory:"),
+    Broker("rabbitmq", _rabbitmq),
 ]

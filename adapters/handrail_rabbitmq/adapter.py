@@ -1,0 +1,507 @@
+"""The adapter for RabbitMQ: the port's face, and what holds connections, publisher and subscriptions together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from handrail.adapter import (
+    BrokerSettings,
+    Capability,
+    Deliver,
+    Delivery,
+    Depth,
+    Health,
+    Lost,
+    QueueSpec,
+    Role,
+    Settlement,
+    State,
+    Subscription,
+    Verb,
+)
+from handrail.errors import BrokerError, SendError
+from handrail.message import Message
+from handrail_rabbitmq import place, wire
+from handrail_rabbitmq.consuming import AGAIN, DONE, LOST, MOVING, OPEN, Finished, Intake
+from handrail_rabbitmq.link import Channel, GoneError, Link, Notice
+from handrail_rabbitmq.looking import Looking
+from handrail_rabbitmq.names import HEAD
+from handrail_rabbitmq.publishing import Item, Publisher
+from handrail_rabbitmq.topology import PATIENCE, Topology
+
+log = structlog.get_logger("handrail.rabbitmq")
+
+#: Seconds between two looks whether messages flow, and without a delivery after which everything is rebuilt.
+WATCH_EVERY, STUCK_AFTER = 5.0, 30.0
+#: Seconds that other workers have to tell how much they hold.
+TELL = 0.3
+#: Seconds before its time at which a delivery is put back: clocks of different machines differ by less.
+EARLY = 1.0
+
+_CAPABILITIES: Mapping[Capability, bool | str] = {
+    Capability.DELAY: True,
+    Capability.PRIORITY: True,
+    Capability.LIFO: "among the up to 200 messages that a worker has fetched",
+    Capability.HEAD: True,
+    Capability.FIFO: True,
+    Capability.DEAD_LETTERS: "the newest 10,000 are listed; looking marks them as delivered",
+    Capability.PEEK: "the first 10,000; looking takes them from the queue for a moment and marks them as delivered",
+    Capability.PURGE: True,
+    Capability.DEPTH: "delayed up to 10,000 on the server; active as the workers tell",
+    Capability.CRASHES: True,
+    Capability.DEAD_WORKER: True,
+    Capability.PROCESSES: True,
+    Capability.MACHINES: True,
+    Capability.FOREIGN: True,
+}
+
+
+class RabbitMQAdapter:
+    """Messages on a RabbitMQ server, shared by any number of machines. Implements ``handrail.adapter.Adapter``."""
+
+    name = "rabbitmq"
+    capabilities: Mapping[Capability, bool | str] = _CAPABILITIES
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self.board: Path | None = None
+        self._settings = settings
+        self._place = place.parse(settings)
+        self._pid = os.getpid()
+        self._open = False
+        self._role: Role = "client"
+        self._links: list[Link] = []
+        self._specs: dict[str, QueueSpec] = {}
+        self._intakes: list[Intake] = []
+        #: What a server that came back refused, empty when nothing.
+        self._fault = ""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._control: Channel | None = None
+        self._control_queue = ""
+        self._answers: dict[str, asyncio.Queue[int]] = {}
+
+    @property
+    def place(self) -> str:
+        return self._place.shown
+
+    # --- life -------------------------------------------------------------------------------------------------------------
+
+    async def open(self, role: Role) -> None:
+        if self._open:
+            raise BrokerError(f"{self.place}: is open already")
+        self._open, self._role, self._pid = True, role, os.getpid()
+        notice = Notice(self.place)
+        self._publish_link = Link("publish", self._place, notice)
+        self._links = [self._publish_link]
+        # the server blocks a connection that publishes as a whole, so a worker takes and settles on another
+        self._link = self._publish_link if role == "client" else Link("consume", self._place, notice)
+        if self._link is not self._publish_link:
+            self._links.append(self._link)
+        self._topology = Topology(self._place, self._settings.prefix, self._link)
+        self._publisher = Publisher(self._publish_link, self._topology)
+        self._topology.made_level = self._made_level
+        self._looking = Looking(self._topology, self._publisher)
+        self._finished = Finished()
+        self._publish_link.on_up = self._publisher.begin
+        self._publish_link.on_change = self._publisher.unblocked
+        if role == "worker":
+            self._link.on_up = self._take_up
+        try:
+            for link in self._links:
+                await link.start()
+        except BaseException:
+            await self.close()
+            raise
+        if role == "worker":
+            self._spawn(self._watch())
+
+    async def close(self) -> None:
+        if not self._open or self._pid != os.getpid():
+            self._open = False
+            return
+        self._open = False
+        for intake in self._intakes:
+            intake.end()
+        self._intakes.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._publisher.close()
+        await asyncio.gather(*(link.end() for link in self._links))
+
+    def _check(self) -> None:
+        if not self._open:
+            raise BrokerError(f"{self.place}: is not open")
+        if self._pid != os.getpid():
+            raise BrokerError(f"{self.place}: was opened before this process forked; open an adapter of its own here")
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        self._check()
+        for spec in queues:
+            self._topology.check(spec)
+            self._specs[spec.name] = spec
+        self._topology.remember(queues)
+        if self._link.up:
+            await self._topology.declare(queues)
+
+    # --- sending and settling -----------------------------------------------------------------------------------------------
+
+    async def publish(self, messages: Sequence[Message], timeout: float) -> dict[int, SendError]:
+        self._check()
+        return await self._publisher.publish(messages, timeout)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        self._check()
+        refused: list[Settlement] = []
+        touched: dict[Intake, None] = {}
+        releases: dict[Intake, list[Delivery]] = {}
+        moves: list[tuple[Settlement, Item, asyncio.Future[SendError | None]]] = []
+        acked: list[tuple[str, str]] = []
+        for one in settlements:
+            delivery, verb = one.delivery, one.verb
+            tag = delivery.tag
+            if tag.state != OPEN:
+                refused.append(one)
+                continue
+            intake: Intake = tag.intake
+            touched[intake] = None
+            if verb is Verb.ACK or (verb is Verb.DEAD and self._topology.dead(intake.spec.name) is None):
+                intake.ack(delivery)
+                acked.append((intake.full, delivery.message.id))
+            elif one.message is None:
+                releases.setdefault(intake, []).append(delivery)
+            else:
+                moves.append((one, *self._move(one, intake)))
+        for intake, deliveries in releases.items():
+            intake.give_back_hidden(deliveries) if intake.cancelled else intake.give_back(deliveries)
+        if moves:
+            acked += await self._moved(moves, refused)
+        for intake in touched:
+            await self._confirm(intake, acked)
+        return refused
+
+    def _move(self, one: Settlement, intake: Intake) -> tuple[Item, asyncio.Future[SendError | None]]:
+        """Publish what is to stand on the server in place of the delivery."""
+        assert one.message is not None
+        one.delivery.tag.state = MOVING
+        fate: asyncio.Future[SendError | None] = asyncio.get_running_loop().create_future()
+
+        def done(item: Item, error: SendError | None) -> None:
+            item.gone = True
+            if not fate.done():
+                fate.set_result(error)
+
+        if one.verb is Verb.DEAD:
+            item = Item(one.message, done, dead=self._topology.dead(intake.spec.name))
+        else:
+            item = Item(one.message, done, level=HEAD if one.verb is Verb.RELEASE else None)
+        self._publisher.put(item)
+        return item, fate
+
+    async def _moved(
+        self, moves: list[tuple[Settlement, Item, asyncio.Future[SendError | None]]], refused: list[Settlement]
+    ) -> list[tuple[str, str]]:
+        """Wait until each is confirmed, and mark the originals; what was lost meanwhile is refused."""
+        acked: list[tuple[str, str]] = []
+        told = False
+        while moves:
+            await asyncio.wait([fate for _one, _item, fate in moves], timeout=0.25)
+            again: list[tuple[Settlement, Item, asyncio.Future[SendError | None]]] = []
+            for one, item, fate in moves:
+                tag = one.delivery.tag
+                name = (tag.intake.full, one.delivery.message.id)
+                if not fate.done():
+                    if tag.state == LOST:
+                        item.gone = True
+                        refused.append(one)
+                    else:
+                        again.append((one, item, fate))
+                elif (error := fate.result()) is None:
+                    if tag.state == LOST:
+                        # its copy stands; the original comes again and is acknowledged then
+                        self._finished.add(*name)
+                    else:
+                        tag.intake.ack(one.delivery)
+                        acked.append(name)
+                elif tag.state == LOST:
+                    refused.append(one)
+                else:
+                    self._check()
+                    if not told:
+                        told = True
+                        log.warning(
+                            "cannot move a message; trying again", queue=tag.intake.spec.name, reason=str(error)
+                        )
+                    await asyncio.sleep(AGAIN)
+                    again.append((one, *self._move(one, tag.intake)))
+            moves = again
+        return acked
+
+    async def _confirm(self, intake: Intake, acked: list[tuple[str, str]]) -> None:
+        """Send acknowledgements and wait until the server has them: an answer to something after them."""
+        try:
+            channel = intake.flush()
+            if channel is None:
+                raise GoneError("no channel")
+            await channel.ask(channel.raw.basic_qos, prefetch_count=1)
+        except GoneError:
+            for queue, message_id in acked:
+                if queue == intake.full:
+                    self._finished.add(queue, message_id)
+
+    # --- taking -----------------------------------------------------------------------------------------------------------------
+
+    async def subscribe(self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost) -> Subscription:
+        self._check()
+        if self._role != "worker":
+            raise BrokerError(f"{self.place}: was opened to send; only a worker subscribes")
+        self._topology.check(queue)
+        self._topology.remember([queue])
+        self._specs[queue.name] = queue
+        intake = Intake(
+            self._link,
+            queue,
+            self._topology.full(queue.name),
+            credit,
+            deliver,
+            lost,
+            finished=self._finished,
+            undue=self._undue,
+            gone=self._gone,
+        )
+        self._intakes.append(intake)
+        if self._link.up:
+            try:
+                await self._begin(intake)
+                await intake.settled_in()
+            except GoneError as error:
+                log.debug("will subscribe with the next connection", queue=queue.name, reason=str(error))
+        return intake
+
+    async def _begin(self, intake: Intake) -> None:
+        """Subscribe, levels and all. Raises :class:`GoneError` and :class:`BrokerError`."""
+        control = await self._listen()
+        await control.ask(control.raw.queue_bind, self._control_queue, self._topology.names.registry, f"{intake.full}!")
+        levels = await self._levels(intake)
+        if intake.channel is None and not intake.cancelled:
+            await intake.begin(levels)
+
+    async def _levels(self, intake: Intake) -> set[int | str]:
+        if not self._publish_link.up or self._publish_link.blocked:
+            return set()  # the watch finds them later
+        return set(await self._looking.levels(intake.spec.name))
+
+    async def _take_up(self) -> None:
+        """On a new connection: everything that was on the last one."""
+        self._topology.forget()
+        self._control = None
+        self._fault = ""
+        for spec in list(self._specs.values()):
+            try:
+                await self._topology_declare(spec)
+            except BrokerError as error:
+                if not self._link.up:
+                    raise GoneError(self._link.trouble) from error
+                self._fault = str(error)
+                log.error("a queue cannot be used", queue=spec.name, reason=str(error))
+        self._intakes = [intake for intake in self._intakes if not intake.cancelled]
+        for intake in self._intakes:
+            try:
+                await self._begin(intake)
+            except BrokerError as error:
+                if not self._link.up:
+                    raise GoneError(self._link.trouble) from error
+                self._fault = str(error)
+                log.error("cannot subscribe", queue=intake.spec.name, reason=str(error))
+
+    async def _topology_declare(self, spec: QueueSpec) -> None:
+        self._link._up.set()  # declaring waits for a connection that is ready, and this is part of making it so
+        await self._topology.declare([spec])
+
+    def _gone(self, intake: Intake) -> None:
+        """The intake's channel closed; when the connection stands, it was the channel alone."""
+        if self._open and self._link.up and not intake.cancelled:
+            self._spawn(self._again(intake))
+
+    async def _again(self, intake: Intake) -> None:
+        pause = AGAIN
+        while self._open and not intake.cancelled:
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+            if not self._link.up or intake.channel is not None:
+                return
+            try:
+                self._topology.forget()
+                await self._topology.declare([intake.spec])
+                await self._begin(intake)
+            except (GoneError, BrokerError) as error:
+                if str(error) != self._fault:
+                    self._fault = str(error)
+                    log.error("cannot subscribe", queue=intake.spec.name, reason=str(error))
+                continue
+            self._fault = ""
+            return
+
+    def _undue(self, delivery: Delivery) -> bool:
+        """Put a delivery back that is not due: its delay was longer than the delays reach."""
+        message = delivery.message
+        if message.due is None or message.due <= time.time() + EARLY:
+            return False
+        self._spawn(self.settle([Settlement(delivery, Verb.MOVE, message)]))
+        return True
+
+    async def _watch(self) -> None:
+        """Look whether messages flow, and for levels that nobody announced."""
+        last = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WATCH_EVERY)
+            if not self._link.up:
+                continue
+            try:
+                async with self._topology.channel() as channel:
+                    for intake in self._intakes:
+                        if await intake.stuck(channel, STUCK_AFTER):
+                            log.warning("messages wait and none comes; connecting anew", queue=intake.spec.name)
+                            self._link.rebuild(f"messages of {intake.spec.name!r} waited and none came")
+                            break
+                if loop.time() - last > STUCK_AFTER:
+                    last = loop.time()
+                    for intake in self._intakes:
+                        for level in await self._levels(intake):
+                            intake.add_level(level)
+            except (GoneError, BrokerError) as error:
+                log.debug("not watched", reason=str(error))
+
+    # --- what workers tell each other -------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> Channel:
+        """A queue of this process's own, for what others announce and ask."""
+        if self._control is not None and self._control.reason is None:
+            return self._control
+        await self._topology.make_registry()
+        channel = await self._link.channel()
+        raw = channel.raw
+        declared = await channel.ask(raw.queue_declare, "", exclusive=True, auto_delete=True)
+        self._control_queue = declared.queue
+        await channel.ask(
+            raw.basic_consume, declared.queue, on_message_callback=self._on_note, auto_ack=True, exclusive=True
+        )
+        self._control = channel
+        return channel
+
+    def _made_level(self, full: str, level: int | str) -> None:
+        for intake in self._intakes:
+            if intake.full == full:
+                intake.add_level(level)
+        self._publisher.announce(f"{full}!", msgspec.json.encode(level))
+
+    def _on_note(self, _raw: Any, method: Any, properties: Any, body: bytes) -> None:
+        try:
+            note = msgspec.json.decode(body)
+            if isinstance(note, list):  # an answer: whose, and how many
+                if (waiting := self._answers.get(str(note[0]))) is not None:
+                    waiting.put_nowait(int(note[1]))
+                return
+            full = method.routing_key.removesuffix("!")
+            if isinstance(note, dict):  # a question
+                held = sum(len(intake.held) for intake in self._intakes if intake.full == full)
+                reply = msgspec.json.encode([note["ask"], held])
+                self._publisher.answer(properties.reply_to, reply)
+                return
+            for intake in self._intakes:
+                if intake.full == full:
+                    intake.add_level(note)
+        except Exception as error:  # anybody may write here, and an exception in a callback ends pika's connection
+            log.debug("a note that cannot be read", reason=str(error))
+
+    async def _active(self, queue: str, consumers: int) -> int | None:
+        """How many messages workers have in their hands; None when one of them does not say."""
+        full = self._topology.full(queue)
+        mine = [intake for intake in self._intakes if intake.full == full]
+        held = sum(len(intake.held) for intake in mine)
+        others = consumers - sum(intake.consumes for intake in mine)
+        if others <= 0:
+            return held
+        await self._listen()
+        ask = os.urandom(8).hex()
+        answers = self._answers[ask] = asyncio.Queue()
+        try:
+            self._publisher.announce(f"{full}!", msgspec.json.encode({"ask": ask}), self._control_queue)
+            expected = others + bool(mine)
+            total = 0
+            for _ in range(expected):
+                total += await asyncio.wait_for(answers.get(), TELL)
+        except TimeoutError:
+            return None
+        finally:
+            del self._answers[ask]
+        return total
+
+    # --- looking and tidying ------------------------------------------------------------------------------------------------------
+
+    async def depth(self, queue: str) -> Depth:
+        self._check()
+        try:
+            ready, delayed, dead, consumers = await self._looking.depth(queue)
+            if ready is None:
+                return Depth(None, None, None, None)
+            return Depth(ready, delayed, await self._active(queue, consumers), dead)
+        except GoneError as error:
+            raise BrokerError(f"{self.place}: {error}") from error
+
+    async def peek(self, queue: str, state: State, limit: int, offset: int = 0) -> list[Message]:
+        self._check()
+        if state == "active":
+            full = self._topology.full(queue)
+            held = [one.message for intake in self._intakes if intake.full == full for one in intake.held.values()]
+            return held[offset : offset + limit]
+        return (await self._looked(self._looking.messages(queue, state, offset + limit)))[offset : offset + limit]
+
+    async def find(self, queue: str, state: State, message_id: str) -> Message | None:
+        self._check()
+        for message in await self._looked(self._looking.messages(queue, state, 10_000)):
+            if message.id == message_id:
+                return message
+        return None
+
+    async def purge(self, queue: str, state: State, ids: Sequence[str] | None = None) -> int:
+        self._check()
+        return 0 if state == "active" else await self._looked(self._looking.purge(queue, state, ids))
+
+    async def replay(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        self._check()
+        return await self._looked(self._looking.replay(queue, ids))
+
+    async def _looked(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            return await coroutine
+        except GoneError as error:
+            raise BrokerError(f"{self.place}: {error}") from error
+
+    # --- health -------------------------------------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        if not self._open:
+            return Health(up=False, detail=f"{self.place}: is not open")
+        for link in self._links:
+            if link.state:
+                return Health(up=False, detail=f"{self.place}: {link.state}")
+        if self._fault:
+            return Health(up=False, detail=self._fault)
+        for intake in self._intakes:
+            if not intake.subscribed:
+                return Health(up=False, detail=f"{self.place}: not subscribed to {intake.spec.name!r}")
+        return Health(up=True, detail=self.place)

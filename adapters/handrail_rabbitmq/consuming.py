@@ -1,0 +1,559 @@
+"""One worker's claim on one queue: credit, order across priorities, acknowledgements, and what is lost with a channel.
+
+A queue's messages stand in several queues of the server: the queue itself, one a further priority, and one for interrupted
+work that goes to the head. All are consumed on one channel. What arrives beyond the credit is *hidden*: kept here, in order
+of priority, and given back untouched when it has waited for a moment, so that nobody hoards.
+
+The server fixes a consumer's prefetch when it starts (quorum queues know no other way). So a change of credit is a new
+consumer, and the hidden deliveries take up what a window is off meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from handrail.adapter import Deliver, Delivery, Lost, QueueSpec
+from handrail.message import DEFAULT_PRIORITY
+from handrail_rabbitmq import wire
+from handrail_rabbitmq.link import Channel, GoneError, Link
+from handrail_rabbitmq.names import HEAD, level_queue
+
+log = structlog.get_logger("handrail.rabbitmq")
+
+#: Seconds that a delivery may stay hidden while every slot is taken, before it goes back to the server.
+STALE = 0.1
+#: Seconds to wait at most for the deliveries that a new consumer should bring, before the best of what came is taken.
+GATHER = 0.25
+#: The least that is fetched of a queue that is served newest first: order goes no further than that.
+LIFO_WINDOW = 200
+#: Seconds between replacements of a consumer by one with another prefetch.
+REPLACE_EVERY = 0.05
+#: Seconds before a queue whose channel the server closed is subscribed again.
+AGAIN = 0.5
+
+Level = int | str
+OPEN, DONE, LOST, MOVING = 0, 1, 2, 3
+
+
+class Consumer:
+    """One consumer on the server, of one level."""
+
+    __slots__ = ("level", "prefetch", "tag", "unsettled")
+
+    def __init__(self, level: Level, tag: str, prefetch: int) -> None:
+        self.level = level
+        self.tag = tag
+        self.prefetch = prefetch
+        #: What it delivered and the server has not heard of again.
+        self.unsettled = 0
+
+
+class Tag:
+    """The handle of a delivery."""
+
+    __slots__ = ("consumer", "intake", "number", "rank", "state")
+
+    def __init__(self, intake: Intake, consumer: Consumer, number: int, rank: tuple[int, int, int]) -> None:
+        self.intake = intake
+        self.consumer = consumer
+        #: The server's delivery tag, on the channel that the intake had then.
+        self.number = number
+        #: Place among the hidden: the lowest first.
+        self.rank = rank
+        self.state = OPEN
+
+
+def _rank(delivery: Delivery) -> tuple[int, int, int]:
+    rank: tuple[int, int, int] = delivery.tag.rank
+    return rank
+
+
+class Intake:
+    """Implements ``handrail.adapter.Subscription``."""
+
+    def __init__(
+        self,
+        link: Link,
+        spec: QueueSpec,
+        full: str,
+        credit: int,
+        deliver: Deliver,
+        lost: Lost,
+        *,
+        finished: Finished,
+        undue: Callable[[Delivery], bool],
+        gone: Callable[[Intake], None],
+    ) -> None:
+        self._link = link
+        self.spec = spec
+        self.full = full
+        self.credit = credit
+        self._deliver = deliver
+        self._lost = lost
+        self._finished = finished
+        self._undue = undue
+        self._on_gone = gone
+        self._loop = asyncio.get_running_loop()
+        self._lifo = spec.order == "lifo"
+        self.channel: Channel | None = None
+        #: Levels that exist on the server, the queue itself among them.
+        self.levels: set[Level] = {DEFAULT_PRIORITY}
+        self._consumers: dict[Level, Consumer] = {}
+        #: Delivered to the dispatcher and not settled, by delivery tag.
+        self.held: dict[int, Delivery] = {}
+        self._hidden: list[Delivery] = []
+        self._arrived: list[Delivery] = []
+        # tags that the server waits for, in order, and those of them that may be acknowledged
+        self._outstanding: deque[int] = deque()
+        self._acked: set[int] = set()
+        self._nacked: set[int] = set()
+        self.paused = False
+        self.cancelled = False
+        #: When something last came, on the loop's clock.
+        self.came = self._loop.time()
+        self._gathering = 0
+        self._count = 0
+        self._gather_timer: asyncio.TimerHandle | None = None
+        self._stale: asyncio.TimerHandle | None = None
+        self._give_back = False
+        self._worker: asyncio.Task[None] | None = None
+        self._again = False
+        self._replaced = 0.0
+        self._settled = 0
+        self._rate = 0.0
+        self._measured = self._loop.time()
+        self._keep: set[Any] = set()
+
+    # --- the port ---------------------------------------------------------------------------------------------------------
+
+    def set_credit(self, credit: int) -> None:
+        self.credit = credit
+        self._pump()
+
+    def pause(self) -> None:
+        if not self.paused:
+            self.paused = True
+            self._kick()
+
+    def resume(self) -> None:
+        if self.paused:
+            self.paused = False
+            self.came = self._loop.time()
+            # through the loop, since a deliver within the caller's own call is nothing that callers expect
+            self._loop.call_soon(self._pump)
+
+    async def cancel(self) -> None:
+        self.cancelled = True
+        self._kick()
+        while self._worker is not None:
+            await asyncio.shield(self._worker)
+        if self._hidden and not self.held:
+            self.give_back_hidden()
+        elif self._hidden:
+            # in their order, after what the dispatcher gives back in a moment
+            self._loop.call_later(STALE, self.give_back_hidden)
+
+    # --- life -------------------------------------------------------------------------------------------------------------
+
+    async def begin(self, levels: set[Level]) -> None:
+        """On a new connection, or after the channel closed: consume. Raises :class:`GoneError`."""
+        self.levels |= levels
+        channel = await self._link.channel()
+        channel.on_close = lambda: self._gone(channel)
+        channel.raw.add_on_cancel_callback(self._on_cancelled_by_server)
+        self.channel = channel
+        self.came = self._loop.time()
+        self._kick()
+
+    async def settled_in(self) -> None:
+        """Returns when the consumers are as they should be."""
+        while self._worker is not None:
+            await asyncio.shield(self._worker)
+
+    def _gone(self, channel: Channel) -> None:
+        """The channel is gone: nothing that came on it is ours any more."""
+        if self.channel is not channel:
+            return
+        self.channel = None
+        lost = list(self.held.values())
+        for delivery in (*lost, *self._hidden, *self._arrived):
+            delivery.tag.state = LOST
+        self.held.clear()
+        self._hidden.clear()
+        self._arrived.clear()
+        self._outstanding.clear()
+        self._acked.clear()
+        self._nacked.clear()
+        self._consumers.clear()
+        self._end_gathering()
+        if lost:
+            self._lost(lost)
+        self._on_gone(self)
+
+    def end(self) -> None:
+        """Give everything back, in order, and close the channel."""
+        self.cancelled = True
+        channel = self.channel
+        if channel is None:
+            return
+        self.channel = None
+        for delivery in (*self.held.values(), *self._hidden, *self._arrived):
+            delivery.tag.state = LOST
+        try:
+            # one by one: a queue gives back a batch in no certain order
+            for number in self._outstanding:
+                if number not in self._nacked:
+                    channel.tell(channel.raw.basic_nack, number, multiple=False, requeue=True)
+            channel.close()
+        except GoneError as error:
+            log.debug("gone before it was closed", queue=self.spec.name, reason=str(error))
+
+    # --- what comes ---------------------------------------------------------------------------------------------------------
+
+    def _on_message(self, consumer: Consumer, method: Any, properties: Any, body: bytes) -> None:
+        try:
+            self._take(consumer, method, properties, body)
+        except Exception:  # an exception in a callback ends pika's connection
+            log.exception("taking a delivery failed", queue=self.spec.name)
+            self._link.rebuild("taking a delivery failed")
+
+    def _take(self, consumer: Consumer, method: Any, properties: Any, body: bytes) -> None:
+        number: int = method.delivery_tag
+        message = wire.message(self.spec.name, properties, body)
+        consumer.unsettled += 1
+        self._count += 1
+        self._outstanding.append(number)
+        level = consumer.level
+        rank = (-(message.priority if level == HEAD else int(level)), level != HEAD, -number if self._lifo else number)
+        tag = Tag(self, consumer, number, rank)
+        delivery = Delivery(message, tag, method.redelivered)
+        if self._gathering:
+            self._gathering -= 1
+            if not self._gathering:
+                self._end_gathering()
+        if method.redelivered and self._finished.has(self.full, message.id):
+            self.ack(delivery)
+            self.flush()
+            return
+        if message.due is not None and self._undue(delivery):
+            self.held[number] = delivery
+            return
+        if not self._arrived:
+            self._loop.call_soon(self._sort_in)
+        self._arrived.append(delivery)
+
+    def _sort_in(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        if not arrived:
+            return
+        self.came = self._loop.time()
+        if (
+            not self._hidden
+            and not self._lifo
+            and len(self.levels) == len(self._consumers) == 1
+            and not (self.paused or self.cancelled or self._gathering)
+            and len(arrived) <= self.credit - len(self.held)
+        ):
+            # the usual case: one level, and room for all
+            for delivery in arrived:
+                self.held[delivery.tag.number] = delivery
+            self._deliver(arrived)
+            return
+        self._hide(arrived)
+        self._pump()
+
+    def _hide(self, arrived: list[Delivery]) -> None:
+        for delivery in arrived:
+            bisect.insort(self._hidden, delivery, key=_rank)
+
+    def _pump(self) -> None:
+        """Deliver the best of the hidden, as far as there is room; look after the consumers."""
+        if self._arrived:
+            arrived, self._arrived = self._arrived, []
+            self._hide(arrived)
+        if self.channel is None or self.cancelled:
+            return
+        if not self.paused and not self._gathering:
+            free = self.credit - len(self.held)
+            # while a level has no consumer something better may wait there
+            if free > 0 and self._hidden and len(self._consumers) == len(self.levels):
+                batch = self._hidden[:free]
+                del self._hidden[:free]
+                for delivery in batch:
+                    self.held[delivery.tag.number] = delivery
+                self._give_back = False
+                self._deliver(batch)
+            if self._hidden and self._stale is None and not self._lifo:
+                self._stale = self._loop.call_later(STALE, self._too_long, self._hidden[-1])
+        if self._wants_work():
+            self._kick()
+
+    def _too_long(self, last: Delivery) -> None:
+        self._stale = None
+        if not self._hidden:
+            return
+        if self._hidden[-1] is last or last in self._hidden:
+            self._give_back = True
+            self._kick()
+        else:
+            self._pump()
+
+    def _end_gathering(self) -> None:
+        self._gathering = 0
+        if self._gather_timer is not None:
+            self._gather_timer.cancel()
+            self._gather_timer = None
+        self._loop.call_soon(self._pump)
+
+    # --- what goes ------------------------------------------------------------------------------------------------------------
+
+    def ack(self, delivery: Delivery) -> None:
+        """Acknowledge with the next :meth:`flush`."""
+        tag: Tag = delivery.tag
+        tag.state = DONE
+        tag.consumer.unsettled -= 1
+        self.held.pop(tag.number, None)
+        self._acked.add(tag.number)
+        self._settled += 1
+
+    def nack(self, delivery: Delivery) -> None:
+        """Give back untouched, at once."""
+        tag: Tag = delivery.tag
+        tag.state = DONE
+        tag.consumer.unsettled -= 1
+        self.held.pop(tag.number, None)
+        self._nacked.add(tag.number)
+        if self.channel is not None:
+            self.channel.tell(self.channel.raw.basic_nack, tag.number, multiple=False, requeue=True)
+
+    def flush(self) -> Channel | None:
+        """Send acknowledgements: the longest finished prefix in one, the rest singly. The channel they went by."""
+        channel, outstanding, acked, nacked = self.channel, self._outstanding, self._acked, self._nacked
+        if channel is None:
+            return None
+        ack = channel.raw.basic_ack
+        last = 0
+        while outstanding and ((first := outstanding[0]) in acked or first in nacked):
+            outstanding.popleft()
+            if first in acked:
+                acked.discard(first)
+                last = first
+            else:
+                nacked.discard(first)
+        if last:
+            channel.tell(ack, last, multiple=True)
+        if acked:
+            for number in acked:
+                channel.tell(ack, number)
+            # acknowledging twice closes the channel: from here on they are like those that were given back
+            nacked |= acked
+            acked.clear()
+        if len(nacked) * 2 > len(outstanding) > 64:
+            self._outstanding = deque(number for number in outstanding if number not in nacked)
+            nacked.clear()
+        self._measure()
+        self._pump()
+        return channel
+
+    def give_back_hidden(self, also: list[Delivery] | None = None) -> None:
+        """Give the hidden back, together with *also*, in the order in which they came."""
+        hidden, self._hidden = self._hidden, []
+        if self.channel is not None:
+            self.give_back([*hidden, *(also or [])])
+
+    def give_back(self, deliveries: list[Delivery]) -> None:
+        """Give *deliveries* back, in the order in which they came."""
+        for delivery in sorted(deliveries, key=lambda one: one.tag.number):
+            self.nack(delivery)
+
+    def _measure(self) -> None:
+        now = self._loop.time()
+        elapsed = now - self._measured
+        if elapsed > 0.1:
+            self._rate = self._settled / elapsed
+            self._settled = 0
+            self._measured = now
+
+    # --- consumers ------------------------------------------------------------------------------------------------------------
+
+    def add_level(self, level: Level) -> None:
+        if level not in self.levels:
+            self.levels.add(level)
+            self._kick()
+
+    def _wants_work(self) -> bool:
+        if self.paused or self.cancelled:
+            return bool(self._consumers)
+        if self._give_back:
+            return True
+        if self.credit > len(self.held) and not self._gathering:
+            if len(self._consumers) < len(self.levels):
+                return True
+            return any(self._starved(one) for one in self._consumers.values())
+        return any(one.prefetch > 2 * max(self.credit, 1) + 50 for one in self._consumers.values()) and not self._lifo
+
+    def _starved(self, one: Consumer) -> bool:
+        """Whether the server holds messages back that there is room for."""
+        target = self._target()
+        return one.unsettled >= one.prefetch and one.prefetch < (target if target <= 16 else target * 0.8)
+
+    def _target(self) -> int:
+        free = self.credit - len(self.held)
+        # beyond what is free only as much as surely flows off before it would be given back
+        wanted = min(self.credit, free + math.ceil(self._rate * STALE))
+        return max(wanted, LIFO_WINDOW if self._lifo else 1)
+
+    def _kick(self) -> None:
+        if self._worker is None:
+            if self.channel is not None:
+                self._worker = self._loop.create_task(self._work())
+        else:
+            self._again = True
+
+    async def _work(self) -> None:
+        try:
+            while True:
+                self._again = False
+                channel = self.channel
+                if channel is None:
+                    return
+                await self._reconcile(channel)
+                if not self._again and not self._wants_work():
+                    return
+                if (wait := self._replaced + REPLACE_EVERY - self._loop.time()) > 0 and not (
+                    self.paused or self.cancelled
+                ):
+                    await asyncio.sleep(wait)
+        except GoneError as error:
+            log.debug("consumers not changed", queue=self.spec.name, reason=str(error))
+        except Exception as error:
+            log.exception("changing the consumers failed", queue=self.spec.name)
+            self._link.rebuild(f"{type(error).__name__}: {error}")
+        finally:
+            self._worker = None
+
+    async def _reconcile(self, channel: Channel) -> None:
+        if self.paused or self.cancelled:
+            for one in list(self._consumers.values()):
+                await self._stop(channel, one)
+            if self.paused and not self.cancelled:
+                self.give_back_hidden()
+            return
+        if self._give_back:
+            self._give_back = False
+            # the worst are given back; a level whose consumer went on would only send them again
+            levels = {delivery.tag.consumer.level for delivery in self._hidden}
+            for one in [self._consumers[level] for level in levels if level in self._consumers]:
+                await self._stop(channel, one)
+            if self.credit <= len(self.held):
+                self.give_back_hidden()
+            else:
+                self._loop.call_soon(self._pump)
+                return
+        if self.credit <= len(self.held):
+            for one in list(self._consumers.values()):
+                if one.prefetch > 2 * max(self.credit, 1) + 50 and not self._lifo:
+                    await self._stop(channel, one)
+            return
+        for one in [one for one in self._consumers.values() if self._starved(one)]:
+            await self._stop(channel, one)
+        missing = [level for level in self.levels if level not in self._consumers]
+        if missing:
+            await self._start(channel, missing)
+
+    async def _stop(self, channel: Channel, one: Consumer) -> None:
+        self._consumers.pop(one.level, None)
+        future = channel.begin(channel.raw.basic_cancel, one.tag)
+        # pika would reject what is still on its way, out of order and counted as a failure from 4.3 on; here it is kept
+        getattr(channel.raw, "_cancelled", set()).discard(one.tag)
+        await future
+
+    async def _start(self, channel: Channel, levels: list[Level]) -> None:
+        raw = channel.raw
+        self._replaced = self._loop.time()
+        counts = 0
+        gather = self._lifo or len(self.levels) > 1
+        prefetch = min(self._target(), 65535)
+        if gather:
+            self._gathering = 1 << 30  # nothing is delivered until all levels had their say
+        before = self._count
+        for level in sorted(levels, key=lambda level: 99 if level == HEAD else int(level), reverse=True):
+            name = level_queue(self.full, level)
+            if gather:
+                found = await channel.ask(raw.queue_declare, name, passive=True)
+                counts += min(found.message_count, prefetch)
+            channel.begin(raw.basic_qos, prefetch_count=prefetch)
+            one = Consumer(level, f"{self.full}.{id(self):x}.{level}.{self._loop.time():.6f}", prefetch)
+            self._consumers[level] = one
+
+            def on_message(_raw: Any, method: Any, properties: Any, body: bytes, one: Consumer = one) -> None:
+                self._on_message(one, method, properties, body)
+
+            await channel.ask(raw.basic_consume, name, on_message_callback=on_message, consumer_tag=one.tag)
+        if gather:
+            self._gathering = max(0, counts - (self._count - before))
+            if self._gathering:
+                self._gather_timer = self._loop.call_later(GATHER, self._end_gathering)
+            else:
+                self._end_gathering()
+
+    def _on_cancelled_by_server(self, frame: Any) -> None:
+        """The queue was deleted, or moved: its consumer is gone, and wants to be there again."""
+        tag = frame.method.consumer_tag
+        for one in list(self._consumers.values()):
+            if one.tag == tag:
+                del self._consumers[one.level]
+                log.warning("the server ended a subscription; subscribing again", queue=self.spec.name)
+                if one.level != DEFAULT_PRIORITY:
+                    self.levels.discard(one.level)
+                if self.channel is not None:
+                    self.channel.close()
+
+    # --- health ---------------------------------------------------------------------------------------------------------------
+
+    @property
+    def consumes(self) -> bool:
+        """Whether the server counts us among the consumers of the queue itself."""
+        return DEFAULT_PRIORITY in self._consumers
+
+    @property
+    def subscribed(self) -> bool:
+        return self.paused or self.cancelled or (self.channel is not None and bool(self._consumers or self.held))
+
+    async def stuck(self, channel: Channel, patience: float) -> bool:
+        """Whether messages are ready and there is room, and yet nothing came for *patience* seconds."""
+        if self.paused or self.cancelled or self.channel is None or self.credit <= len(self.held):
+            return False
+        if self._loop.time() - self.came < patience:
+            return False
+        for level in list(self._consumers):
+            try:
+                found = await channel.ask(channel.raw.queue_declare, level_queue(self.full, level), passive=True)
+            except GoneError:
+                return False
+            if found.message_count and self._loop.time() - self.came >= patience:
+                return True
+        return False
+
+
+class Finished:
+    """Ids of messages whose acknowledgement may not have reached the server: their redeliveries are acknowledged at once."""
+
+    def __init__(self, most: int = 20_000) -> None:
+        self._most = most
+        self._ids: dict[tuple[str, str], None] = {}
+
+    def add(self, queue: str, message_id: str) -> None:
+        self._ids[queue, message_id] = None
+        if len(self._ids) > self._most:
+            del self._ids[next(iter(self._ids))]
+
+    def has(self, queue: str, message_id: str) -> bool:
+        return bool(self._ids) and self._ids.pop((queue, message_id), 0) is None

@@ -1,0 +1,419 @@
+"""One connection to the server that comes back by itself, and the awaitable face of its channels. It knows no queues."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from pika import exceptions
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.utils import connection_workflow
+
+from handrail.errors import BrokerError
+from handrail_rabbitmq.place import Place
+
+log = structlog.get_logger("handrail.rabbitmq")
+
+# without any handler logging prints pika's own account of every refused connection to standard error
+logging.getLogger("pika").addHandler(logging.NullHandler())
+
+#: Seconds between tries to connect: the first, and the most.
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+#: Seconds between two questions whether the server still answers, and without an answer after which it does not.
+PING_EVERY, SILENCE = 2.0, 6.0
+
+
+class GoneError(Exception):
+    """The channel or the connection is gone; what was asked on it may or may not have been done."""
+
+
+class Channel:
+    """A channel whose questions can be awaited. All raise :class:`GoneError` once it is closed."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        #: Why it is closed, None while it is open.
+        self.reason: str | None = None
+        #: The server's code, when the server closed it: 404, 406 …
+        self.code = 0
+        self.on_close: Callable[[], None] | None = None
+        self._asked: set[asyncio.Future[Any]] = set()
+        raw.add_on_close_callback(self._closed)
+
+    async def ask(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the raw channel that takes a callback; the answer's method."""
+        future = self.begin(method, *args, **kwargs)
+        return (await future).method
+
+    def begin(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
+        """As :meth:`ask`, without waiting: the future gives the answer's frame."""
+        if self.reason is not None:
+            raise GoneError(self.reason)
+        future = asyncio.get_running_loop().create_future()
+
+        def answered(frame: Any) -> None:
+            if not future.done():
+                future.set_result(frame)
+
+        self._asked.add(future)
+        future.add_done_callback(self._asked.discard)
+        try:
+            method(*args, callback=answered, **kwargs)
+        except exceptions.AMQPError as error:
+            raise GoneError(str(error)) from error
+        return future
+
+    def tell(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Call a method of the raw channel that has no answer."""
+        if self.reason is not None:
+            raise GoneError(self.reason)
+        try:
+            method(*args, **kwargs)
+        except exceptions.AMQPError as error:
+            raise GoneError(str(error)) from error
+
+    def close(self) -> None:
+        if self.reason is None and self.raw.is_open:
+            self.raw.close()
+
+    def drop(self, reason: str) -> None:
+        """The connection is given up: whatever the raw channel still says is of no interest."""
+        if self.reason is not None:
+            return
+        self.reason = reason
+        for future in list(self._asked):
+            if not future.done():
+                future.set_exception(GoneError(reason))
+                future.exception()  # nobody may be waiting any more
+        if self.on_close is not None:
+            self.on_close()
+
+    def _closed(self, _raw: Any, error: BaseException) -> None:
+        self.code = getattr(error, "reply_code", 0) if isinstance(error, exceptions.ChannelClosedByBroker) else 0
+        try:
+            self.drop(said(error))
+        except Exception:  # an exception in a callback ends pika's connection
+            log.exception("closing a channel failed")
+
+
+class Notice:
+    """Says once that the server is away, and once that it is back, for all connections of one adapter."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+        self._down: dict[str, str] = {}
+
+    def down(self, link: str, why: str) -> None:
+        first = not self._down
+        self._down[link] = why
+        if first:
+            log.warning("broker not reachable; trying again", broker=self._shown, reason=why)
+
+    def up(self, link: str) -> None:
+        if self._down.pop(link, None) is not None and not self._down:
+            log.info("broker reachable again", broker=self._shown)
+
+
+class Link:
+    """A connection that is rebuilt, a new one each time, whenever it is lost, until :meth:`end`."""
+
+    def __init__(self, name: str, place: Place, notice: Notice) -> None:
+        self.name = name
+        self.place = place
+        self._notice = notice
+        self._loop = asyncio.get_running_loop()
+        self._parameters = place.parameters()
+        self._raw: Any = None
+        #: Raised by one with each connection: what belongs to an older one is of no use.
+        self.epoch = 0
+        #: Why it is down, empty while it is up.
+        self.trouble = "still connecting"
+        #: Why the server takes no messages on this connection just now, empty when it takes them.
+        self.blocked = ""
+        #: When the server last answered, on the loop's clock.
+        self.heard = 0.0
+        self._up = asyncio.Event()
+        self._lost: asyncio.Future[str] | None = None
+        self._channels: set[Channel] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._pinger: asyncio.Task[None] | None = None
+        self.on_up: Callable[[], Awaitable[None]] | None = None
+        self.on_change: Callable[[], None] | None = None
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect, or go on trying in the background. Raises :class:`BrokerError` for what waiting does not mend."""
+        first: asyncio.Future[None] = self._loop.create_future()
+        self._task = self._loop.create_task(self._run(first))
+        await first
+
+    async def end(self) -> None:
+        task, self._task = self._task, None
+        raw = self._raw
+        self._forget("closed")
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        if raw is not None and raw.is_open:
+            closed = self._loop.create_future()
+            raw.add_on_close_callback(lambda *_: closed.done() or closed.set_result(None))
+            raw.close()
+            await asyncio.wait([closed], timeout=2.0)
+        if raw is not None and not raw.is_closed:
+            _abort(raw)
+        self.trouble = "closed"
+
+    @property
+    def up(self) -> bool:
+        return not self.trouble
+
+    @property
+    def silent(self) -> bool:
+        """Whether the server has not answered for a while although the connection stands."""
+        return self.up and not self.blocked and self._loop.time() - self.heard > SILENCE
+
+    @property
+    def state(self) -> str:
+        """One line on what is wrong, empty when nothing is."""
+        if self.trouble:
+            return self.trouble
+        if self.blocked:
+            return f"the server takes no messages at the moment: {self.blocked}"
+        if self.silent:
+            return f"the server has not answered for {self._loop.time() - self.heard:.0f}s"
+        return ""
+
+    async def ready(self, timeout: float) -> None:
+        """Wait until it is up. Raises :class:`BrokerError` that says why it is not."""
+        try:
+            await asyncio.wait_for(self._up.wait(), timeout)
+        except TimeoutError:
+            raise BrokerError(f"{self.place.shown}: {self.trouble or 'not connected'}") from None
+
+    async def channel(self) -> Channel:
+        """A new channel. Raises :class:`GoneError` when the connection is down."""
+        raw = self._raw
+        if raw is None or not raw.is_open:
+            raise GoneError(self.trouble or "not connected")
+        opened = self._loop.create_future()
+        channel = Channel(raw.channel(on_open_callback=lambda _raw: opened.done() or opened.set_result(None)))
+        self._channels.add(channel)
+        channel.raw.add_on_close_callback(lambda *_: self._channels.discard(channel))
+        channel._asked.add(opened)
+        await opened
+        channel._asked.discard(opened)
+        return channel
+
+    def rebuild(self, why: str) -> None:
+        """Give this connection up and make another."""
+        if self._raw is not None:
+            raw = self._raw
+            self._lose(why)
+            if raw.is_open:
+                raw.close()
+                # a server that does not answer does not answer this either
+                self._loop.call_later(2.0, _abort, raw)
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    async def _run(self, first: asyncio.Future[None]) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                raw = await self._connect()
+            except BrokerError as error:
+                hopeless = isinstance(error, _RefusedError)
+                if hopeless and not first.done():
+                    self.trouble = str(error)
+                    first.set_exception(BrokerError(f"{self.place.shown}: {error}"))
+                    return
+                self.trouble = str(error)
+                if not first.done():
+                    first.set_result(None)
+                self._notice.down(self.name, str(error))
+                self._changed()
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, LONGEST_PAUSE)
+                continue
+            lost = self._lost = self._loop.create_future()
+            self._raw = raw
+            raw.add_on_close_callback(self._on_close)
+            self.epoch += 1
+            self.blocked = ""
+            self.heard = self._loop.time()
+            began = time.monotonic()
+            try:
+                self._pinger = self._loop.create_task(self._ping())
+                self.trouble = ""
+                if self.on_up is not None:
+                    await self.on_up()
+                if not lost.done():
+                    self._up.set()
+                    self._notice.up(self.name)
+                    self._changed()
+            except GoneError as error:
+                if not lost.done():
+                    self.rebuild(str(error))
+            except Exception as error:
+                log.exception("setting up the connection failed", broker=self.place.shown)
+                self.rebuild(f"{type(error).__name__}: {error}")
+            if not first.done():
+                first.set_result(None)
+            why = await lost
+            self._notice.down(self.name, why)
+            if time.monotonic() - began > LONGEST_PAUSE:
+                pause = FIRST_PAUSE
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _connect(self) -> Any:
+        made = self._loop.create_future()
+
+        def opened(raw: Any) -> None:
+            if made.done():
+                raw.close()
+            else:
+                made.set_result(raw)
+
+        def failed(_raw: Any, error: BaseException) -> None:
+            if not made.done():
+                made.set_exception(why_not(error, self.place))
+
+        raw = AsyncioConnection(
+            self._parameters, on_open_callback=opened, on_open_error_callback=failed, custom_ioloop=self._loop
+        )
+        raw.add_on_connection_blocked_callback(self._on_blocked)
+        raw.add_on_connection_unblocked_callback(self._on_unblocked)
+        done, _ = await asyncio.wait([made], timeout=self.place.connect_timeout + 2.0)
+        if not done:
+            made.cancel()
+            raise BrokerError(f"no answer within {self.place.connect_timeout:g}s")
+        return made.result()
+
+    async def _ping(self) -> None:
+        try:
+            channel = await self.channel()
+            while True:
+                await asyncio.sleep(PING_EVERY)
+                asked = channel.begin(channel.raw.basic_qos, prefetch_count=1)
+                while not asked.done():
+                    await asyncio.wait([asked], timeout=1.0)
+                    if not self.blocked and self._loop.time() - self.heard > self.place.heartbeat:
+                        self.rebuild(f"the server has not answered for {self.place.heartbeat}s")
+                        return
+                asked.result()
+                self.heard = self._loop.time()
+        except GoneError as error:
+            # a channel alone does not close by itself: the connection is going
+            log.debug("ping ended", link=self.name, reason=str(error))
+
+    # --- what pika tells ----------------------------------------------------------------------------------------------
+
+    def _on_close(self, _raw: Any, error: BaseException) -> None:
+        if _raw is self._raw:
+            self._lose(said(error))
+
+    def _on_blocked(self, raw: Any, frame: Any) -> None:
+        if raw is self._raw:
+            self.blocked = str(frame.method.reason or "a resource alarm")
+            log.warning("broker takes no messages", broker=self.place.shown, reason=self.blocked)
+            self._changed()
+
+    def _on_unblocked(self, raw: Any, _frame: Any) -> None:
+        if raw is self._raw and self.blocked:
+            self.blocked = ""
+            self.heard = self._loop.time()
+            log.info("broker takes messages again", broker=self.place.shown)
+            self._changed()
+
+    def _lose(self, why: str) -> None:
+        lost = self._lost
+        self._forget(why)
+        if lost is not None and not lost.done():
+            lost.set_result(why)
+
+    def _forget(self, why: str) -> None:
+        self._raw = None
+        self.trouble = why
+        self.blocked = ""
+        self._up.clear()
+        if self._pinger is not None:
+            self._pinger.cancel()
+            self._pinger = None
+        channels, self._channels = self._channels, set()
+        for channel in channels:
+            channel.drop(why)
+        self._changed()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
+
+def _abort(raw: Any) -> None:
+    """End a connection whose server does not answer: pika itself has no public way but to wait for the heartbeat."""
+    if not raw.is_closed and (terminate := getattr(raw, "_terminate_stream", None)) is not None:
+        terminate(exceptions.StreamLostError("given up"))
+
+
+class _RefusedError(BrokerError):
+    """Waiting does not mend it."""
+
+
+_TEXT = re.compile(r"""["'](?:[A-Z_]+ - )?([^"']*(?:'[^'"]*'[^"']*)*)["']""")
+
+
+def said(error: BaseException) -> str:
+    """What the server said, or what became of the connection, in a few words."""
+    text = getattr(error, "reply_text", "")
+    if text:
+        return str(text).partition(" - ")[2] or str(text)
+    if isinstance(error, exceptions.StreamLostError | exceptions.ConnectionClosed):
+        return "connection lost"
+    if isinstance(error, exceptions.AMQPHeartbeatTimeout):
+        return "no heartbeat from the server"
+    return str(error) or type(error).__name__
+
+
+def why_not(error: BaseException, place: Place) -> BrokerError:
+    """Why no connection came about, and what to do."""
+    if isinstance(error, exceptions.ProbableAuthenticationError | exceptions.AuthenticationError):
+        return _RefusedError(f"the server refused user {place.user!r} or its password; check the URL's credentials")
+    if isinstance(error, exceptions.ProbableAccessDeniedError):
+        why = f"user {place.user!r} may not use the virtual host {place.vhost!r}"
+        if "not found" in str(error):
+            why = f"there is no virtual host {place.vhost!r} on the server"
+        elif "limit" in str(error):
+            return BrokerError("the server takes no more connections for this virtual host or user")
+        return _RefusedError(f"{why}; rabbitmqctl add_vhost and set_permissions make one")
+    if isinstance(error, exceptions.IncompatibleProtocolError):
+        return _RefusedError("what answers there does not speak AMQP 0-9-1; check host and port")
+    cause: BaseException = error
+    while True:
+        inner = getattr(cause, "exceptions", None) or [getattr(cause, "exception", None) or (cause.args or [None])[0]]
+        if not isinstance(inner[-1], BaseException):
+            break
+        cause = inner[-1]
+    where = f"{place.host}:{place.port}"
+    if isinstance(cause, ConnectionRefusedError):
+        return BrokerError(f"nothing listens on {where}; start the server, or correct host and port in the URL")
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return _RefusedError(
+            f"the server's certificate is not trusted: {cause.verify_message}; give ca= or server_name="
+        )
+    if isinstance(cause, ssl.SSLError):
+        hint = "; is it a port for TLS?" if "WRONG_VERSION" in str(cause) else ""
+        return _RefusedError(f"no TLS connection to {where}: {cause.reason or cause}{hint}")
+    if isinstance(cause, OSError) and cause.strerror:
+        return BrokerError(f"cannot connect to {where}: {cause.strerror}")
+    if isinstance(cause, TimeoutError | connection_workflow.AMQPConnectorStackTimeout):
+        return BrokerError(f"no answer from {where} within {place.connect_timeout:g}s")
+    return BrokerError(f"cannot connect to {where}: {cause or type(cause).__name__}")

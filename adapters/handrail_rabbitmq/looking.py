@@ -1,0 +1,237 @@
+"""Looks into queues and tidies them: gets messages, puts back what stays, in order. AMQP has no other way to look."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from handrail.adapter import State
+from handrail.errors import BrokerError, SendError
+from handrail.message import DEFAULT_PRIORITY, Message
+from handrail_rabbitmq import names, wire
+from handrail_rabbitmq.link import Channel, GoneError
+from handrail_rabbitmq.names import HEAD, level_queue
+from handrail_rabbitmq.publishing import Item, Publisher
+from handrail_rabbitmq.topology import Topology
+
+#: The most messages that are looked at for one answer.
+MOST = 10_000
+#: Seconds without another message after which a queue is taken to have given what it has.
+QUIET = 0.5
+#: Dead letters that are on their way back at once.
+CHUNK = 500
+
+
+class Found:
+    """One message that was got and not yet put back or taken away."""
+
+    __slots__ = ("message", "number", "taken", "target")
+
+    def __init__(self, number: int, message: Message, target: str) -> None:
+        self.number = number
+        self.message = message
+        #: The queue on the server to which it is on its way; empty when it is there.
+        self.target = target
+        self.taken = False
+
+
+class Looking:
+    """What ``peek``, ``find``, ``purge``, ``replay`` and ``depth`` need of the server."""
+
+    def __init__(self, topology: Topology, publisher: Publisher) -> None:
+        self._topology = topology
+        self._publisher = publisher
+
+    # --- what is there ------------------------------------------------------------------------------------------------------
+
+    async def levels(self, queue: str) -> list[int | str]:
+        """The levels of *queue* that exist, the queue itself among them, best first."""
+        full = self._topology.full(queue)
+        keys = {f"{full}>{level}": level for level in names.levels()}
+        found = await self._publisher.ask_registry(list(keys))
+        mine = [level for key, level in keys.items() if key in found]
+        return sorted([*mine, DEFAULT_PRIORITY], key=lambda level: -99 if level == HEAD else -int(level))
+
+    async def hops(self) -> list[names.Hop]:
+        keys = {f"delay>{hop}": hop for hop in names.hops()}
+        found = await self._publisher.ask_registry(list(keys))
+        return [hop for key, hop in keys.items() if key in found]
+
+    async def count(self, name: str) -> tuple[int, int] | None:
+        """Messages ready and consumers of the queue *name* on the server; None when there is no such queue."""
+        async with self._topology.channel() as channel:
+            try:
+                found = await channel.ask(channel.raw.queue_declare, name, passive=True)
+            except GoneError:
+                if channel.code == 404:
+                    return None
+                raise
+            return found.message_count, found.consumer_count
+
+    @asynccontextmanager
+    async def _got(self, queue: str, name: str, most: int) -> AsyncIterator[tuple[Channel, list[Found]]]:
+        """Up to *most* messages from the head of *name*; what is not ``taken`` afterwards goes back in its order."""
+        found: list[Found] = []
+        async with self._topology.channel() as channel:
+            raw = channel.raw
+            try:
+                count = (await channel.ask(raw.queue_declare, name, passive=True)).message_count
+            except GoneError:
+                if channel.code != 404:
+                    raise
+                count = 0
+            wanted = min(count, most, 65535)
+            if not wanted:
+                yield channel, found
+                return
+            came = asyncio.Event()
+
+            def on_message(_raw: Any, method: Any, properties: Any, body: bytes) -> None:
+                cc = (properties.headers or {}).get("CC")
+                target = cc[-1] if isinstance(cc, list) and cc and isinstance(cc[-1], str) else ""
+                found.append(Found(method.delivery_tag, wire.message(queue, properties, body), target))
+                came.set()
+
+            await channel.ask(raw.basic_qos, prefetch_count=wanted)
+            tag = f"look.{id(found):x}"
+            await channel.ask(raw.basic_consume, name, on_message_callback=on_message, consumer_tag=tag)
+            try:
+                while len(found) < wanted:
+                    came.clear()
+                    try:
+                        await asyncio.wait_for(came.wait(), QUIET)
+                    except TimeoutError:
+                        break
+                cancelled = channel.begin(raw.basic_cancel, tag)
+                getattr(raw, "_cancelled", set()).discard(tag)
+                await cancelled
+                yield channel, found
+            finally:
+                if channel.reason is None:
+                    for one in found:
+                        if not one.taken:
+                            channel.tell(raw.basic_nack, one.number, requeue=True)
+                    # what was put back is there when this returns
+                    await channel.ask(raw.basic_qos, prefetch_count=1)
+
+    async def _places(self, queue: str, state: State) -> list[str]:
+        """The server's queues in which messages of that state stand."""
+        if state == "dead":
+            dead = self._topology.dead(queue)
+            return [dead] if dead is not None else []
+        if state == "delayed":
+            return [self._topology.names.delay_queue(hop) for hop in await self.hops()]
+        full = self._topology.full(queue)
+        return [level_queue(full, level) for level in await self.levels(queue)]
+
+    def _is_of(self, queue: str, state: State, one: Found) -> bool:
+        if state != "delayed":
+            return True
+        full = self._topology.full(queue)
+        return one.target == full or one.target in {level_queue(full, level) for level in names.levels()}
+
+    # --- what the port asks -----------------------------------------------------------------------------------------------------
+
+    async def messages(self, queue: str, state: State, most: int) -> list[Message]:
+        """Messages of *state*, in their order of delivery (dead: newest first), at least the first *most*."""
+        messages: list[tuple[Any, Message]] = []
+        deep = MOST if state in ("dead", "delayed") else most
+        full = self._topology.full(queue)
+        for name in await self._places(queue, state):
+            async with self._got(queue, name, deep) as (_channel, found):
+                for at, one in enumerate(found):
+                    if not self._is_of(queue, state, one):
+                        continue
+                    if state == "ready":
+                        head = name == level_queue(full, HEAD)
+                        key: Any = (-one.message.priority if head else -_priority(full, name), not head, at)
+                    elif state == "delayed":
+                        key = one.message.due or 0.0
+                    else:
+                        key = -at
+                    messages.append((key, one.message))
+        messages.sort(key=lambda pair: pair[0])
+        return [message for _key, message in messages]
+
+    async def purge(self, queue: str, state: State, ids: Sequence[str] | None) -> int:
+        gone = 0
+        for name in await self._places(queue, state):
+            if ids is None and state != "delayed":
+                async with self._topology.channel() as channel:
+                    gone += (await channel.ask(channel.raw.queue_purge, name)).message_count
+                continue
+            chosen = set(ids) if ids is not None else None
+            async with self._got(queue, name, MOST) as (channel, found):
+                for one in found:
+                    if self._is_of(queue, state, one) and (chosen is None or one.message.id in chosen):
+                        channel.tell(channel.raw.basic_ack, one.number)
+                        one.taken = True
+                        gone += 1
+        return gone
+
+    async def replay(self, queue: str, ids: Sequence[str] | None) -> int:
+        dead = self._topology.dead(queue)
+        if dead is None:
+            return 0
+        chosen = set(ids) if ids is not None else None
+        count = 0
+        while True:
+            async with self._got(queue, dead, MOST if chosen is not None else CHUNK) as (channel, found):
+                mine = [one for one in found if chosen is None or one.message.id in chosen]
+                errors = await self._publisher.publish([reborn(one.message, queue) for one in mine], 30.0)
+                for at, one in enumerate(mine):
+                    if at not in errors:
+                        channel.tell(channel.raw.basic_ack, one.number)
+                        one.taken = True
+                        count += 1
+                if errors:
+                    failure: SendError = errors[min(errors)]
+                    raise BrokerError(f"{count} replayed, then: {failure}")
+            if chosen is not None or len(found) < CHUNK:
+                return count
+
+    async def depth(self, queue: str) -> tuple[int | None, int | None, int | None, int]:
+        """Ready, delayed and dead on the server, and how many consume the queue itself."""
+        main = await self.count(self._topology.full(queue))
+        if main is None:
+            return None, None, None, 0
+        ready, consumers = main
+        full = self._topology.full(queue)
+        for level in await self.levels(queue):
+            if level != DEFAULT_PRIORITY and (found := await self.count(level_queue(full, level))) is not None:
+                ready += found[0]
+        dead_queue = self._topology.dead(queue)
+        dead = await self.count(dead_queue) if dead_queue is not None else (0, 0)
+        return ready, await self._delayed(queue), dead[0] if dead is not None else 0, consumers
+
+    async def _delayed(self, queue: str) -> int | None:
+        places = await self._places(queue, "delayed")
+        counts = [found[0] for name in places if (found := await self.count(name)) is not None]
+        if sum(counts) > MOST:
+            return None  # they are of all queues, and telling whose they are means getting them all
+        return len(await self.messages(queue, "delayed", MOST)) if sum(counts) else 0
+
+
+def reborn(message: Message, queue: str) -> Message:
+    """A dead letter as it starts anew."""
+    if message.fault is not None and message.fault.queue:
+        queue = message.fault.queue
+    return Message(
+        queue=queue,
+        id=message.id,
+        body=message.body,
+        content_type=message.content_type,
+        headers=message.headers,
+        priority=message.priority,
+        key=message.key,
+        sent_at=message.sent_at,
+        options=message.options,
+        send=message.send,
+        native=message.native,
+    )
+
+
+def _priority(full: str, name: str) -> int:
+    return DEFAULT_PRIORITY if name == full else int(name.rpartition(".p")[2])

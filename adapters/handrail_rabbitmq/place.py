@@ -1,0 +1,151 @@
+"""Where a RabbitMQ server is and how to reach it, from a URL and the broker's options. It does no I/O but reading certificates."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+import pika
+
+from handrail.adapter import BrokerSettings, masked
+from handrail.errors import BrokerError
+
+FORM = "use amqp://user:password@host:5672/vhost, with special characters percent-encoded"
+
+#: What may stand in the URL's query, or beside ``url:`` in queues.yaml.
+OPTIONS = ("ca", "cert", "key", "server_name", "heartbeat", "queue_type", "declare", "connect_timeout")
+
+Declare = Literal["missing", "never"]
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A parsed broker URL."""
+
+    #: As people may see it.
+    shown: str
+    host: str
+    port: int
+    vhost: str
+    user: str
+    password: str
+    tls: bool
+    ca: Path | None
+    cert: Path | None
+    key: Path | None
+    server_name: str | None
+    #: Seconds between heartbeats, as we ask for them.
+    heartbeat: int
+    #: Seconds for one try to connect.
+    connect_timeout: float
+    #: For queues that do not say: ``quorum`` or ``classic``.
+    queue_type: str
+    declare: Declare
+
+    def parameters(self) -> pika.ConnectionParameters:
+        """What pika wants. Raises :class:`BrokerError` when a certificate cannot be read."""
+        options = None
+        if self.tls:
+            try:
+                context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+                if self.cert is not None:
+                    context.load_cert_chain(str(self.cert), str(self.key) if self.key else None)
+            except (OSError, ssl.SSLError) as error:
+                files = ", ".join(str(file) for file in (self.ca, self.cert, self.key) if file)
+                raise BrokerError(f"{self.shown}: cannot use the certificates {files}: {error}") from error
+            options = pika.SSLOptions(context, self.server_name or self.host)
+        return pika.ConnectionParameters(
+            host=self.host,
+            port=self.port,
+            virtual_host=self.vhost,
+            credentials=pika.PlainCredentials(self.user, self.password),
+            ssl_options=options,
+            heartbeat=self.heartbeat,
+            # a block ends when the alarm does; what waits meanwhile has timeouts of its own
+            blocked_connection_timeout=None,
+            connection_attempts=1,
+            socket_timeout=self.connect_timeout,
+            stack_timeout=self.connect_timeout,
+            client_properties={"product": "handrail", "connection_name": "handrail"},
+        )
+
+
+def parse(settings: BrokerSettings) -> Place:
+    """The place that *settings* names. Raises :class:`BrokerError` for what cannot work; no I/O."""
+    shown = masked(settings.url).partition("?")[0]
+    where = f"broker {settings.name!r}: {shown}"
+    scheme, _, rest = settings.url.partition("://")
+    if scheme.lower() not in ("amqp", "amqps"):
+        raise BrokerError(f"{where} is no URL of a RabbitMQ server; {FORM}")
+    tls = scheme.lower() == "amqps"
+    # the last @ ends the credentials, so that a password that nobody escaped still works
+    credentials, at, location = rest.rpartition("@")
+    location, _, query = location.partition("?")
+    address, _, vhost = location.partition("/")
+    host, port = _address(address, where, tls=tls)
+    user, colon, password = credentials.partition(":")
+    options: dict[str, Any] = {}
+    for source in (dict(parse_qsl(query, keep_blank_values=True)), settings.options):
+        for name, value in source.items():
+            if name not in OPTIONS:
+                raise BrokerError(f"{where}: unknown option {name!r}; there are {', '.join(OPTIONS)}")
+            options[name] = value
+    declare = options.get("declare", "missing")
+    if declare not in ("missing", "never"):
+        raise BrokerError(f"{where}: declare must be 'missing' or 'never', not {declare!r}")
+    queue_type = options.get("queue_type", "quorum")
+    if queue_type not in ("quorum", "classic"):
+        raise BrokerError(f"{where}: queue_type must be 'quorum' or 'classic', not {queue_type!r}")
+    if not tls and (wrong := [name for name in ("ca", "cert", "key", "server_name") if name in options]):
+        raise BrokerError(f"{where}: {wrong[0]} is for TLS; write amqps:// or remove it")
+    if "key" in options and "cert" not in options:
+        raise BrokerError(f"{where}: key without cert; give the client certificate too")
+    return Place(
+        shown=shown,
+        host=host,
+        port=port,
+        vhost=unquote(vhost) or "/",
+        user=unquote(user) if at else "guest",
+        password=unquote(password) if colon else "guest",
+        tls=tls,
+        ca=_file(options, "ca", settings),
+        cert=_file(options, "cert", settings),
+        key=_file(options, "key", settings),
+        server_name=options.get("server_name"),
+        heartbeat=int(_number(options, "heartbeat", 30, where)),
+        connect_timeout=_number(options, "connect_timeout", 10, where),
+        queue_type=queue_type,
+        declare=declare,
+    )
+
+
+def _address(text: str, where: str, *, tls: bool) -> tuple[str, int]:
+    host, colon, port = text, "", ""
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        colon, port = port[:1], port[1:]
+    elif ":" in text:
+        host, colon, port = text.rpartition(":")
+    if not colon:
+        port = "5671" if tls else "5672"
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise BrokerError(f"{where}: {port!r} is no port; {FORM}")
+    return unquote(host) or "localhost", int(port)
+
+
+def _file(options: dict[str, Any], name: str, settings: BrokerSettings) -> Path | None:
+    value = options.get(name)
+    return Path(settings.root, str(value)) if value else None
+
+
+def _number(options: dict[str, Any], name: str, default: float, where: str) -> float:
+    value = options.get(name, default)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 1 <= number <= 3600:
+        raise BrokerError(f"{where}: {name} must be a number of seconds from 1 to 3600, not {value!r}")
+    return number

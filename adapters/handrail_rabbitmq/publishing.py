@@ -1,0 +1,360 @@
+"""Sends messages and knows the fate of each: in order, pipelined within a bound, confirmed, and found when they come back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+from pika import BasicProperties
+
+from handrail.errors import BrokerError, SendError, SendTimeoutError
+from handrail.message import Message, new_id
+from handrail_rabbitmq import names, wire
+from handrail_rabbitmq.link import Channel, GoneError, Link
+from handrail_rabbitmq.topology import Topology
+
+log = structlog.get_logger("handrail.rabbitmq")
+
+#: The most that is sent and not confirmed: messages, and bytes. pika's own buffer knows no limit.
+WINDOW, WINDOW_BYTES = 2000, 16 << 20
+#: Seconds before a message that the server refused for now is offered again, when it must go somewhere.
+AGAIN = 0.5
+
+_Fate = Callable[["Item", SendError | None], None]
+
+
+class Item:
+    """One message on its way, and whom to tell of its fate."""
+
+    __slots__ = (
+        "done",
+        "exchange",
+        "fixed",
+        "gone",
+        "key",
+        "level",
+        "message",
+        "properties",
+        "returned",
+        "sure",
+        "tried",
+    )
+
+    def __init__(self, message: Message, done: _Fate, level: int | str | None = None, dead: str | None = None) -> None:
+        self.message = message
+        self.done = done
+        #: Priority, or ``head``.
+        self.level: int | str = message.priority if level is None else level
+        #: Whether it goes to the queue ``key`` whatever its priority: dead letters do.
+        self.fixed = dead is not None
+        self.exchange = ""
+        self.key = dead or ""
+        self.properties: BasicProperties | None = None
+        self.returned = False
+        #: Whether its way is known and needs nothing made.
+        self.sure = False
+        #: Whether it was offered again after something that it needed had gone.
+        self.tried = False
+        #: Whether nobody waits for it any more: it is not sent if it was not yet.
+        self.gone = False
+
+
+class Publisher:
+    """The way of all messages to the server."""
+
+    def __init__(self, link: Link, topology: Topology) -> None:
+        self._link = link
+        self._topology = topology
+        self._channel: Channel | None = None
+        self._waiting: deque[Item] = deque()
+        self._sent: dict[int, Item] = {}
+        self._bytes = 0
+        self._next = 1
+        self._low = 1
+        self._making: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """On a new connection: a channel with confirms, and what was not confirmed goes again, first."""
+        channel = await self._link.channel()
+        raw = channel.raw
+        raw.add_on_return_callback(self._on_return)
+        await channel.ask(lambda callback: raw.confirm_delivery(self._on_confirm, callback=callback))
+        self._next = self._low = 1
+        channel.on_close = lambda: self._gone(channel)
+        self._channel = channel
+        self._drain()
+
+    def _gone(self, channel: Channel) -> None:
+        if self._channel is not channel:
+            return
+        self._channel = None
+        sent, self._sent = self._sent, {}
+        self._bytes = 0
+        self._topology.forget()
+        for item in reversed(sent.values()):
+            item.returned = False
+            if not item.gone:
+                self._waiting.appendleft(item)
+        if self._link.up and not self._closed:
+            # the channel alone: an exchange that was deleted under us closes it
+            log.warning(
+                "publishing channel closed; opening another", broker=self._link.place.shown, reason=channel.reason
+            )
+            self._loop.call_later(AGAIN, self._begin_again)
+
+    def _begin_again(self) -> None:
+        async def begin() -> None:
+            try:
+                if self._channel is None and self._link.up:
+                    await self.begin()
+            except GoneError as error:
+                log.debug("no publishing channel", reason=str(error))
+
+        self._again = self._loop.create_task(begin())
+
+    def close(self) -> None:
+        self._closed = True
+        error = SendError(f"{self._link.place.shown}: the adapter was closed before the server confirmed")
+        waiting = [*self._sent.values(), *self._waiting]
+        self._sent.clear()
+        self._waiting.clear()
+        for item in waiting:
+            if not item.gone:
+                item.done(item, error)
+
+    # --- sending ------------------------------------------------------------------------------------------------------
+
+    async def publish(self, messages: Sequence[Message], timeout: float) -> dict[int, SendError]:
+        """See ``Adapter.publish``."""
+        if not messages:
+            return {}
+        errors: dict[int, SendError] = {}
+        finished = self._loop.create_future()
+        items: list[Item] = []
+        left = len(messages)
+
+        def done(item: Item, error: SendError | None) -> None:
+            nonlocal left
+            left -= 1
+            if error is not None:
+                errors[items.index(item)] = error
+            else:
+                item.gone = True
+            if not left and not finished.done():
+                finished.set_result(None)
+
+        items.extend(Item(message, done) for message in messages)
+        self._waiting.extend(items)
+        self._drain()
+        if left:
+            await asyncio.wait([finished], timeout=timeout)
+        if left:
+            why = self._link.state or "the server does not confirm"
+            failure = SendTimeoutError(f"not confirmed within {timeout:g}s: {self._link.place.shown}: {why}")
+            for index, item in enumerate(items):
+                if not item.gone and index not in errors:
+                    item.gone = True
+                    item.done = _nobody
+                    errors[index] = failure
+            self._waiting = deque(item for item in self._waiting if not item.gone)
+        return errors
+
+    def put(self, item: Item) -> None:
+        """Send *item* after everything that waits."""
+        self._waiting.append(item)
+        self._drain()
+
+    async def ask_registry(self, keys: Sequence[str]) -> set[str]:
+        """Which of *keys* the registry has. Raises :class:`GoneError`."""
+        await self._topology.make_registry()
+        found: set[str] = set()
+        finished = self._loop.create_future()
+        left = len(keys)
+
+        def done(item: Item, error: SendError | None) -> None:
+            nonlocal left
+            left -= 1
+            if error is None:
+                found.add(item.key)
+            if not left and not finished.done():
+                finished.set_result(None)
+
+        for key in keys:
+            self._note(key, b"", done)
+        self._drain()
+        if keys:
+            await asyncio.wait([finished], timeout=5.0)
+        return found
+
+    def announce(self, key: str, body: bytes, reply_to: str | None = None) -> None:
+        """Tell every worker that listens for *key*; whether anybody does is no matter."""
+        self._note(key, body, _nobody, reply_to)
+        self._drain()
+
+    def answer(self, queue: str, body: bytes) -> None:
+        """Send *body* to a queue of somebody who asked."""
+        item = Item(Message(queue="", id=new_id(), body=body), _nobody, dead=queue)
+        item.properties = BasicProperties(message_id=item.message.id, delivery_mode=1)
+        item.tried = item.sure = True
+        self._waiting.append(item)
+        self._drain()
+
+    def _note(self, key: str, body: bytes, done: _Fate, reply_to: str | None = None) -> None:
+        item = Item(Message(queue="", id=new_id(), body=body), done)
+        item.exchange, item.key, item.tried = self._topology.names.registry, key, True
+        item.sure = True
+        item.properties = BasicProperties(message_id=item.message.id, delivery_mode=1, reply_to=reply_to)
+        self._waiting.append(item)
+
+    def _drain(self) -> None:
+        """Send what waits, as far as the window and the topology allow."""
+        channel = self._channel
+        if channel is None or self._making is not None or self._link.blocked:
+            return
+        waiting, sent, publish = self._waiting, self._sent, channel.raw.basic_publish
+        now = time.time()
+        while waiting and len(sent) < WINDOW and self._bytes < WINDOW_BYTES:
+            item = waiting[0]
+            if item.gone:
+                waiting.popleft()
+                continue
+            try:
+                missing = self._route(item, now)
+                if missing is not None:
+                    self._making = self._loop.create_task(self._make(item, missing))
+                    return
+            except SendError as error:
+                waiting.popleft()
+                item.done(item, error)
+                continue
+            waiting.popleft()
+            body = item.message.body
+            number = self._next
+            sent[number] = item
+            self._next = number + 1
+            self._bytes += len(body)
+            try:
+                publish(item.exchange, item.key, body, item.properties, True)
+            except Exception as error:  # noqa: BLE001 - whatever pika cannot write is that message's fault alone
+                del sent[number]
+                self._next = number
+                self._bytes -= len(body)
+                item.gone = True
+                item.done(item, SendError(f"the message cannot be sent: {type(error).__name__}: {error}"))
+
+    def _route(self, item: Item, now: float) -> Callable[[], Any] | None:
+        """Say where *item* goes; what must be made before, None when nothing."""
+        if item.sure:
+            return None
+        message, topology = item.message, self._topology
+        if item.properties is None:
+            item.properties = wire.properties(message)
+        if item.fixed:
+            name = item.key
+            return None if topology.has(name) else lambda: topology.make_queue(name, message.queue)
+        level = item.level
+        if not topology.has_level(message.queue, level):
+            return lambda: topology.make_level(message.queue, level)
+        target = names.level_queue(topology.full(message.queue), level)
+        if message.due is None or message.due <= now:
+            item.key = target
+            return None
+        hops = names.way(message.due - now)
+        if not topology.has_delay(hops, target):
+            return lambda: topology.make_delay(hops, target)
+        key, cc = names.routes(hops, target)
+        item.exchange, item.key = topology.names.entry, key
+        item.properties.headers["CC"] = cc
+        return None
+
+    async def _make(self, item: Item, make: Callable[[], Any]) -> None:
+        again = 0.0
+        try:
+            await make()
+        except BrokerError as error:
+            if self._link.up and not item.gone:
+                if self._waiting and self._waiting[0] is item:
+                    self._waiting.popleft()
+                item.gone = True
+                item.done(item, SendError(str(error)))
+            else:
+                again = AGAIN
+        except Exception as error:  # noqa: BLE001 - one message's trouble must not stop the rest
+            log.exception("making what a message needs failed")
+            if self._waiting and self._waiting[0] is item:
+                self._waiting.popleft()
+            item.gone = True
+            item.done(item, SendError(f"{type(error).__name__}: {error}"))
+        finally:
+            self._making = None
+        if again:
+            self._loop.call_later(again, self._drain)
+        else:
+            self._drain()
+
+    def unblocked(self) -> None:
+        self._drain()
+
+    # --- what the server tells ------------------------------------------------------------------------------------------
+
+    def _on_return(self, _channel: Any, method: Any, properties: BasicProperties, _body: bytes) -> None:
+        for item in self._sent.values():
+            if (
+                not item.returned
+                and item.message.id == properties.message_id
+                and item.key == method.routing_key
+                and item.exchange == method.exchange
+            ):
+                item.returned = True
+                return
+
+    def _on_confirm(self, frame: Any) -> None:
+        method = frame.method
+        tag, sent = method.delivery_tag, self._sent
+        refused = method.NAME == "Basic.Nack"
+        if method.multiple:
+            numbers = [number for number in range(self._low, tag + 1) if number in sent]
+            self._low = tag + 1
+        else:
+            numbers = [tag] if tag in sent else []
+        for number in numbers:
+            item = sent.pop(number)
+            self._bytes -= len(item.message.body)
+            try:
+                self._confirmed(item, refused=refused)
+            except Exception:  # an exception in a callback ends pika's connection
+                log.exception("telling what became of a message failed")
+        if self._waiting:
+            self._drain()
+
+    def _confirmed(self, item: Item, *, refused: bool) -> None:
+        if item.gone:
+            return
+        if refused:
+            text = f"{self._link.place.shown}: the server refused the message: queue {item.key!r} is full or failing"
+            item.done(item, SendError(text))
+        elif item.returned and not item.tried:
+            # somebody deleted what was known to be there: make it again, once
+            item.tried, item.returned = True, False
+            if not item.fixed:
+                item.exchange = item.key = ""
+            self._topology.forget()
+            self._waiting.appendleft(item)
+        elif item.returned:
+            item.done(
+                item, SendError(f"{self._link.place.shown}: no queue {item.key!r} on the server takes the message")
+            )
+        else:
+            item.done(item, None)
+
+
+def _nobody(_item: Item, _error: SendError | None) -> None:
+    """Nobody waits for this one."""

@@ -1,0 +1,244 @@
+"""What handrail creates on a server: queues, their levels, dead letters and delays. It creates, and never deletes or changes.
+
+Only queues and their dead-letter queues are made ahead. Level queues and delay queues are made when the first message needs
+them, by whoever sends it. What was made is noted as a binding of the *registry*, an exchange that leads nowhere: asking it is
+publishing to it with the mandatory flag, which disturbs nothing and fills no log of the server with errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from handrail.adapter import QueueSpec
+from handrail.errors import BrokerError
+from handrail_rabbitmq.link import Channel, GoneError, Link
+from handrail_rabbitmq.names import LEAST, MOST, Hop, Names, level_queue
+from handrail_rabbitmq.place import Place
+
+#: Seconds that an operation which only a standing connection can carry out waits for one.
+PATIENCE = 5.0
+#: Deliveries after which a server dead-letters by itself. Clean closes count, too, so only the highest number is safe.
+DELIVERY_LIMIT = 2**31 - 1
+
+_INEQUIVALENT = re.compile(
+    r"inequivalent arg '(?P<name>[^']+)' for (?P<kind>queue|exchange) '(?P<queue>[^']*)'.*?: "
+    r"received (?P<ours>.*?) but current is (?P<theirs>.*)"
+)
+_VALUE = re.compile(r"(?:the value )?'(?P<value>[^']*)'(?: of type '[^']*')?|none")
+
+
+class Topology:
+    """What is known to be there, and the making of what is not."""
+
+    def __init__(self, place: Place, prefix: str, link: Link) -> None:
+        self.place = place
+        self.names = Names(prefix)
+        self.prefix = prefix
+        self._link = link
+        self._specs: dict[str, QueueSpec] = {}
+        # since the last connection: what an operator deletes meanwhile shows when a message comes back
+        self._made: set[str] = set()
+        #: Told of (queue with prefix, level) when this process made a level.
+        self.made_level: Callable[[str, int | str], None] = lambda _queue, _level: None
+
+    def forget(self) -> None:
+        """Something that was known to be there is not: look again before the next message."""
+        self._made.clear()
+
+    # --- channels -----------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def channel(self) -> AsyncIterator[Channel]:
+        """A throw-away channel, so that what the server refuses harms nothing else. Raises :class:`BrokerError`."""
+        await self._link.ready(PATIENCE)
+        try:
+            channel = await self._link.channel()
+        except GoneError as error:
+            raise BrokerError(f"{self.place.shown}: {error}") from error
+        try:
+            yield channel
+        except GoneError as error:
+            raise self._refusal(error, channel) from error
+        finally:
+            channel.close()
+
+    def _refusal(self, error: GoneError, channel: Channel) -> BrokerError:
+        text = str(error)
+        if found := _INEQUIVALENT.search(text):
+            name, queue = found["name"], found["queue"]
+            ours, theirs = _value(found["ours"]), _value(found["theirs"])
+            return BrokerError(
+                f"{self.place.shown}: {found['kind']} {queue!r} exists with {name} {theirs}, but handrail asks for {ours}; "
+                "delete it, set queue_type to what it is, or take it as it is with `declare: never`"
+            )
+        if channel.code == 403:
+            return BrokerError(f"{self.place.shown}: {text}; grant it with rabbitmqctl set_permissions")
+        return BrokerError(f"{self.place.shown}: {text}")
+
+    # --- queues -------------------------------------------------------------------------------------------------------
+
+    def remember(self, specs: Iterable[QueueSpec]) -> None:
+        for spec in specs:
+            self._specs[spec.name] = spec
+
+    def kind(self, queue: str) -> str:
+        spec = self._specs.get(queue)
+        found = spec.options.get("queue_type") if spec is not None else None
+        return str(found or self.place.queue_type)
+
+    def full(self, queue: str) -> str:
+        return self.prefix + queue
+
+    def dead(self, queue: str) -> str | None:
+        """The queue for the dead letters of *queue*, None when they are dropped."""
+        spec = self._specs.get(queue)
+        if spec is None:
+            return f"{self.prefix}{queue}.dead"
+        return self.prefix + spec.dead_letter if spec.dead_letter is not None else None
+
+    def check(self, spec: QueueSpec) -> None:
+        for name, value in spec.options.items():
+            if name != "queue_type":
+                raise BrokerError(f"queue {spec.name!r}: unknown option {name!r} for RabbitMQ; there is queue_type")
+            if value not in ("quorum", "classic"):
+                raise BrokerError(f"queue {spec.name!r}: queue_type must be 'quorum' or 'classic', not {value!r}")
+
+    async def declare(self, specs: Iterable[QueueSpec]) -> None:
+        """Make the queues of *specs*. Raises :class:`BrokerError`."""
+        for spec in specs:
+            names = [self.full(spec.name)]
+            if spec.dead_letter is not None:
+                names.append(self.prefix + spec.dead_letter)
+            for name in names:
+                if name in self._made:
+                    continue
+                async with self.channel() as channel:
+                    await self._declare(channel, name, self.kind(spec.name))
+                self._made.add(name)
+
+    async def _declare(self, channel: Channel, name: str, kind: str) -> None:
+        if self.place.declare == "never":
+            try:
+                await channel.ask(channel.raw.queue_declare, name, passive=True)
+            except GoneError as error:
+                if channel.code == 404:
+                    raise BrokerError(
+                        f"{self.place.shown}: there is no queue {name!r}, and `declare: never` forbids making it"
+                    ) from error
+                raise
+            return
+        await channel.ask(channel.raw.queue_declare, name, durable=True, arguments=arguments(kind))
+
+    # --- what messages need --------------------------------------------------------------------------------------------
+
+    def has(self, name: str) -> bool:
+        return name in self._made
+
+    async def make_queue(self, name: str, queue: str) -> None:
+        """The queue *name*, of the type of *queue*."""
+        async with self.channel() as channel:
+            await self._declare(channel, name, self.kind(queue))
+        self._made.add(name)
+
+    def has_level(self, queue: str, level: int | str) -> bool:
+        return level_queue(self.full(queue), level) in self._made
+
+    def has_delay(self, hops: list[Hop], target: str) -> bool:
+        made = self._made
+        return f"{self.names.out}>{target}" in made and all(self.names.delay_queue(hop) in made for hop in hops)
+
+    async def make_level(self, queue: str, level: int | str) -> None:
+        """The queue for *level* of *queue*, known to the registry and to every worker that serves *queue*."""
+        full = self.full(queue)
+        name = level_queue(full, level)
+        async with self.channel() as channel:
+            await self._declare(channel, name, self.kind(queue))
+            if name != full:
+                await self._registry(channel)
+                await self._bind(channel, self.names.registry, f"{full}>{level}", self.names.registry)
+        self._made.add(name)
+        if name != full:
+            self.made_level(full, level)
+
+    async def make_delay(self, hops: list[Hop], target: str) -> None:
+        """The delay queues of *hops*, and their way out to the queue *target*."""
+        names = self.names
+        async with self.channel() as channel:
+            raw = channel.raw
+            if names.out not in self._made:
+                await self._registry(channel)
+                if self.place.declare != "never":
+                    lost = {"alternate-exchange": names.lost}
+                    channel.tell(raw.exchange_declare, names.lost, "fanout", durable=True)
+                    channel.tell(raw.queue_declare, names.lost, durable=True, arguments=arguments("quorum"))
+                    channel.tell(raw.queue_bind, names.lost, names.lost)
+                    await channel.ask(raw.exchange_declare, names.out, "direct", durable=True, arguments=lost)
+                    await channel.ask(raw.exchange_declare, names.entry, "direct", durable=True)
+                    for power in range(LEAST, MOST + 1):
+                        await channel.ask(raw.exchange_declare, names.step(power), "direct", durable=True)
+                        channel.tell(raw.exchange_bind, names.out, names.step(power), f"{power}>.")
+                self._made.add(names.out)
+            for hop in hops:
+                await self._make_hop(channel, hop)
+            if f"{names.out}>{target}" not in self._made:
+                await self._bind(channel, target, target, names.out)
+                self._made.add(f"{names.out}>{target}")
+
+    async def _make_hop(self, channel: Channel, hop: Hop) -> None:
+        names = self.names
+        name = names.delay_queue(hop)
+        if name in self._made:
+            return
+        if self.place.declare == "never":
+            await self._declare(channel, name, "quorum")
+        else:
+            await channel.ask(
+                channel.raw.queue_declare,
+                name,
+                durable=True,
+                arguments={
+                    **arguments("quorum"),
+                    "x-message-ttl": hop.milliseconds,
+                    "x-dead-letter-exchange": names.step(hop.power),
+                    "x-dead-letter-strategy": "at-least-once",
+                },
+            )
+            for power in range(hop.power + 1, MOST + 1):
+                channel.tell(channel.raw.queue_bind, name, names.step(power), f"{power}>{hop}")
+            await self._bind(channel, name, f">{hop}", names.entry)
+            await self._bind(channel, names.registry, f"delay>{hop}", names.registry)
+        self._made.add(name)
+
+    async def make_registry(self) -> None:
+        if self.names.registry not in self._made:
+            async with self.channel() as channel:
+                await self._registry(channel)
+
+    async def _registry(self, channel: Channel) -> None:
+        name = self.names.registry
+        if name in self._made or self.place.declare == "never":
+            return
+        await channel.ask(channel.raw.exchange_declare, name, "direct", durable=True)
+        # it holds nothing: a question only needs somewhere to go
+        nothing = {"x-queue-type": "classic", "x-max-length": 0}
+        await channel.ask(channel.raw.queue_declare, name, durable=True, arguments=nothing)
+        self._made.add(name)
+
+    async def _bind(self, channel: Channel, queue: str, key: str, exchange: str) -> None:
+        if self.place.declare != "never":
+            await channel.ask(channel.raw.queue_bind, queue, exchange, key)
+
+
+def arguments(kind: str) -> dict[str, Any]:
+    """The arguments of a queue of that type."""
+    if kind == "classic":
+        return {"x-queue-type": "classic"}
+    return {"x-queue-type": "quorum", "x-overflow": "reject-publish", "x-delivery-limit": DELIVERY_LIMIT}
+
+
+def _value(text: str) -> str:
+    found = _VALUE.match(text)
+    return repr(found["value"]) if found is not None and found["value"] is not None else "none"
