@@ -33,8 +33,20 @@ def _rabbitmq(_root: Path) -> str:
     return RABBITMQ
 
 
+KAFKA = os.environ.get("HANDRAIL_TEST_KAFKA", "")
+
+
+def _kafka(_root: Path) -> str:
+    if not KAFKA:
+        raise UnavailableError("set HANDRAIL_TEST_KAFKA=host:port; python scripts/brokers/kafka.py up brings one up")
+    return KAFKA if KAFKA.startswith("kafka:") else f"kafka://{KAFKA}"
+
+
 BROKERS = [
     Broker("sqlite", lambda root: f"sqlite:{root}/.platform/queues.db"),
     Broker("sqlite-memory", lambda _root: "sqlite::memory:"),
     Broker("rabbitmq", _rabbitmq),
+    # one partition keeps the order of all, several let workers share a queue
+    Broker("kafka", _kafka, {"partitions": 1}),
+    Broker("kafka-partitions", _kafka, {"partitions": 2}),
 ]

@@ -1,0 +1,557 @@
+"""The adapter for Kafka: the port's face towards the caller's event loop. All of aiokafka is on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from aiokafka import errors
+
+from handrail.adapter import (
+    BrokerSettings,
+    Capability,
+    Deliver,
+    Delivery,
+    Depth,
+    Health,
+    Lost,
+    QueueSpec,
+    Role,
+    Settlement,
+    State,
+    Subscription,
+    Verb,
+    masked,
+)
+from handrail.errors import BrokerError, SendError, SendTimeoutError
+from handrail.message import Message
+from handrail_kafka import faults
+from handrail_kafka.cluster import Cluster
+from handrail_kafka.delays import Forwarder
+from handrail_kafka.intake import Intake, Tag
+from handrail_kafka.names import Names
+from handrail_kafka.options import Options, of_queue, parse
+from handrail_kafka.outbox import Outbox
+from handrail_kafka.producer import Producer
+from handrail_kafka.reader import Part, Reader
+from handrail_kafka.shelf import Shelf
+from handrail_kafka.thread import Thread
+
+T = TypeVar("T")
+
+log = structlog.get_logger("handrail.kafka")
+
+#: Seconds between two looks for priority topics that others have made.
+LOOK_EVERY = 2.0
+#: Seconds that opening waits for a server to answer before it goes on in the background.
+OPEN_PATIENCE = 5.0
+#: Seconds for one attempt to store what a settlement moves.
+MOVE_PATIENCE = 20.0
+
+_CAPABILITIES: Mapping[Capability, bool | str] = {
+    Capability.DELAY: "yes; moved on by any worker, so a message falls due while one runs",
+    Capability.PRIORITY: "five levels: 0–1, 2–3, 4, 5–7, 8–9, each a topic",
+    Capability.LIFO: "among the messages fetched ahead",
+    Capability.HEAD: "what never started; what crashed or was interrupted goes to the tail",
+    Capability.FIFO: "within a partition (`partitions: 1`, or one `key`)",
+    Capability.DEAD_LETTERS: True,
+    Capability.PEEK: True,
+    Capability.PURGE: "while no other worker reads the queue",
+    Capability.DEPTH: "delayed up to 20,000; active of other workers a tenth of a second old",
+    Capability.CRASHES: "when a worker of the same project starts on that machine",
+    Capability.DEAD_WORKER: "after `session_timeout` (10 s)",
+    Capability.PROCESSES: "as many as the topic has partitions",
+    Capability.MACHINES: "as many as the topic has partitions",
+    Capability.FOREIGN: True,
+}
+
+
+class KafkaAdapter:
+    """Messages in topics of an Apache Kafka cluster. Implements ``handrail.adapter.Adapter``."""
+
+    name = "kafka"
+    #: Of the class: what Kafka can do. Of an instance: what it can do with the partitions it is given.
+    capabilities: Mapping[Capability, bool | str] = _CAPABILITIES
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self.board: Path | None = None
+        self._settings = settings
+        self._options: Options = parse(settings)
+        self._names = Names(settings.prefix)
+        # what is true of the topics that this broker makes by default; a queue's own partitions: may say otherwise
+        alone = self._options.partitions == 1
+        limits: dict[Capability, bool | str] = {Capability.FIFO: alone} | ({Capability.PROCESSES: False} if alone else {})
+        self.capabilities = {**_CAPABILITIES, **limits}
+        self._role: Role = "client"
+        self._pid = os.getpid()
+        self._thread: Thread | None = None
+        self._core: _Core | None = None
+        # aiokafka logs each lost connection with a traceback; what users must know is said here, once
+        logger = logging.getLogger("aiokafka")
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.CRITICAL + 1)
+
+    @property
+    def place(self) -> str:
+        return masked(self._settings.url)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def open(self, role: Role) -> None:
+        if self._thread is not None:
+            raise BrokerError(f"{self.place}: is open already")
+        self._role = role
+        self._pid = os.getpid()
+        self._thread = Thread()
+        home = asyncio.get_running_loop()
+        try:
+            self._core = await self._thread.run(_make(self._options, self._names, self.place, role, home))
+            await self._run(self._core.open())
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        thread, self._thread = self._thread, None
+        core, self._core = self._core, None
+        if thread is None or self._pid != os.getpid():
+            return
+        if core is not None:
+            core.closed = True
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(thread.run(core.close()), 45.0)
+        await thread.stop()
+
+    def _open_core(self) -> tuple[Thread, _Core]:
+        if self._thread is None or self._core is None:
+            raise BrokerError(f"{self.place}: is not open")
+        if self._pid != os.getpid():
+            raise BrokerError(f"{self.place}: was opened before this process forked; open an adapter of its own here")
+        return self._thread, self._core
+
+    async def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._thread is None:
+            coroutine.close()
+            raise BrokerError(f"{self.place}: is not open")
+        try:
+            return await self._thread.run(coroutine)
+        except (errors.KafkaError, OSError) as error:
+            raise BrokerError(faults.explain(error, self.place)) from error
+
+    async def _ask(self, call: Callable[[_Core], Coroutine[Any, Any, T]]) -> T:
+        _thread, core = self._open_core()
+        if not core.cluster.connected and core.trouble:
+            raise BrokerError(core.trouble)
+        return await self._run(call(core))
+
+    async def declare(self, queues: Sequence[QueueSpec]) -> None:
+        _thread, core = self._open_core()
+        for queue in queues:
+            of_queue(self._options, queue.name, queue.options)
+        await self._run(core.declare(list(queues)))
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    async def publish(self, messages: Sequence[Message], timeout: float) -> dict[int, SendError]:
+        _thread, core = self._open_core()
+        if not messages:
+            return {}
+        return await self._run(core.outbox.publish(messages, timeout, lambda: core.trouble))
+
+    async def subscribe(self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost) -> Subscription:
+        thread, core = self._open_core()
+        intake = await self._run(core.attach(queue, credit, deliver, lost, self._give_back))
+        return _Subscription(thread, core, intake, self._give_back)
+
+    def _give_back(self, deliveries: list[Delivery]) -> None:
+        thread, core = self._thread, self._core
+        if thread is not None and core is not None:
+            settlements = [Settlement(delivery, Verb.RELEASE) for delivery in deliveries]
+            thread.post(lambda: core.spawn(core.settle(settlements)))
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        thread, core = self._open_core()
+        try:
+            return await thread.run(core.settle(settlements))
+        except asyncio.CancelledError:
+            if core.closed:
+                raise BrokerError(f"{self.place}: closed") from None
+            raise
+
+    # --- looking at and clearing --------------------------------------------------------------------------------------
+
+    async def depth(self, queue: str) -> Depth:
+        return await self._ask(lambda core: core.shelf.depth(queue))
+
+    async def peek(self, queue: str, state: State, limit: int, offset: int = 0) -> list[Message]:
+        found = await self._ask(lambda core: core.shelf.messages(queue, state, offset + limit))
+        return found[offset : offset + limit]
+
+    async def find(self, queue: str, state: State, message_id: str) -> Message | None:
+        found = await self._ask(lambda core: core.shelf.messages(queue, state, 1 << 40))
+        return next((message for message in found if message.id == message_id), None)
+
+    async def purge(self, queue: str, state: State, ids: Sequence[str] | None = None) -> int:
+        return await self._ask(lambda core: core.shelf.purge(queue, state, ids))
+
+    async def replay(self, queue: str, ids: Sequence[str] | None = None) -> int:
+        return await self._ask(lambda core: core.shelf.replay(queue, ids))
+
+    def health(self) -> Health:
+        core = self._core
+        if core is None:
+            return Health(up=False, detail=f"{self.place}: is not open")
+        if self._pid != os.getpid():
+            return Health(up=False, detail=f"{self.place}: was opened before this process forked")
+        if time.monotonic() - core.beat > 10.0:
+            return Health(up=False, detail=f"{self.place}: the thread that talks to Kafka does not answer")
+        trouble = core.health()
+        return Health(up=not trouble, detail=trouble or self.place)
+
+
+async def _make(options: Options, names: Names, place: str, role: Role, home: asyncio.AbstractEventLoop) -> _Core:
+    return _Core(options, names, place, role, home)
+
+
+class _Core:
+    """What lives on the adapter's own loop."""
+
+    def __init__(
+        self, options: Options, names: Names, place: str, role: Role, home: asyncio.AbstractEventLoop
+    ) -> None:
+        self._options = options
+        self._names = names
+        self._place = place
+        self._role = role
+        self._home = home
+        self.cluster = Cluster(options, place)
+        self.producer = Producer(self.cluster, self._told)
+        self.outbox = Outbox(self.cluster, names, self.producer, self._created)
+        self.forwarder = Forwarder(self.cluster, names, self.outbox, lambda: self.trouble)
+        self.intakes: dict[str, Intake] = {}
+        self._specs: dict[str, QueueSpec] = {}
+        self.shelf = Shelf(self.cluster, names, self.outbox, self.intakes, self._specs, self._parts)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        #: What is wrong with the cluster or with sending, in one line, or nothing.
+        self.trouble = ""
+        self._said = ""
+        self.closed = False
+        #: Monotonic time at which this loop last turned.
+        self.beat = time.monotonic()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        try:
+            async with asyncio.timeout(OPEN_PATIENCE):
+                await self._connect()
+        except (errors.KafkaError, OSError, TimeoutError) as error:
+            if isinstance(error, faults.FATAL):
+                raise BrokerError(faults.explain(error, self._place)) from error
+            self._told(error)
+            self.spawn(self._connect_later())
+        self.spawn(self._beat())
+        if self._role == "worker":
+            self.spawn(self._look())
+
+    async def _connect(self) -> None:
+        await self.cluster.connect()
+        await self.cluster.refresh()
+        if self._role == "worker":
+            self.forwarder.start()
+
+    async def _connect_later(self) -> None:
+        pause = 0.2
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 3.0)
+            try:
+                await self._connect()
+                if self._specs:
+                    await self._declare(list(self._specs.values()))
+                for intake in self.intakes.values():
+                    await intake.look()
+            except (errors.KafkaError, BrokerError, OSError, TimeoutError) as error:
+                self._told(error)
+                if self.cluster.connected:
+                    continue
+            else:
+                self._told(None)
+                return
+
+    async def _beat(self) -> None:
+        while True:
+            self.beat = time.monotonic()
+            await asyncio.sleep(1.0)
+
+    async def _look(self) -> None:
+        """Notice topics that others have made: priorities used for the first time."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if not self.cluster.connected:
+                continue
+            try:
+                await self.cluster.refresh()
+            except (errors.KafkaError, OSError, TimeoutError) as error:
+                self._told(error)
+                continue
+            self._told(None)
+            await self._look_now()
+
+    async def _look_now(self) -> None:
+        for intake in list(self.intakes.values()):
+            if intake.attached:
+                await intake.look()
+
+    def _created(self) -> None:
+        if self._role == "worker" and not self.closed:
+            self.forwarder.look()
+            self.spawn(self._look_now())
+
+    def _told(self, error: BaseException | None) -> None:
+        text = "" if error is None else str(error) if isinstance(error, BrokerError) else faults.explain(error, self._place)
+        if text and text != self._said:
+            log.error(text)
+        elif not text and self._said:
+            log.info("the cluster answers again", place=self._place)
+        self._said = self.trouble = text
+
+    async def close(self) -> None:
+        for intake in self.intakes.values():
+            intake.attached = False
+            self._let_go(intake)
+        await asyncio.gather(
+            self.forwarder.stop(), *(intake.stop() for intake in self.intakes.values()), return_exceptions=True
+        )
+        await self.producer.close()
+        for task in list(self._tasks):
+            if task is not asyncio.current_task():
+                task.cancel()
+        await self.cluster.close()
+
+    @staticmethod
+    def _let_go(intake: Intake) -> None:
+        # what is held and not settled is simply not finished: it comes again after the next assignment
+        for level in intake.levels:
+            for part in level.reader.parts.values() if level.reader else ():
+                for delivery in part.held.values():
+                    delivery.tag.alive = False
+                part.held.clear()
+
+    def health(self) -> str:
+        if not self.cluster.connected:
+            return self.trouble or f"{self._place}: not connected yet"
+        if self.trouble:
+            return self.trouble
+        return next((intake.trouble for intake in list(self.intakes.values()) if intake.attached and intake.trouble), "")
+
+    # --- queues -------------------------------------------------------------------------------------------------------
+
+    async def declare(self, queues: list[QueueSpec]) -> None:
+        for queue in queues:
+            self._specs[queue.name] = queue
+        if self.cluster.connected:
+            await self._declare(queues)
+
+    async def _declare(self, queues: Sequence[QueueSpec]) -> None:
+        wanted: dict[int | None, dict[str, int]] = {}
+        for queue in queues:
+            options = of_queue(self._options, queue.name, queue.options)
+            self.outbox.partitions[queue.name] = (options.partitions, options.replication)
+            topics = wanted.setdefault(options.replication, {})
+            topics[self._names.queue(queue.name)] = options.partitions
+        for queue in queues:
+            if queue.dead_letter is not None:
+                self.outbox.partitions.setdefault(queue.dead_letter, (1, self._options.replication))
+                topics = wanted.setdefault(self._options.replication, {})
+                if not any(self._names.queue(queue.dead_letter) in others for others in wanted.values()):
+                    topics[self._names.queue(queue.dead_letter)] = 1
+        for replication, topics in wanted.items():
+            await self.cluster.create(topics, replication)
+        await self.cluster.warn_of_losses([topic for topics in wanted.values() for topic in topics])
+
+    async def attach(
+        self,
+        queue: QueueSpec,
+        credit: int,
+        deliver: Deliver,
+        lost: Lost,
+        give_back: Callable[[list[Delivery]], None],
+    ) -> Intake:
+        options = of_queue(self._options, queue.name, queue.options)
+        self._specs.setdefault(queue.name, queue)
+        if self.cluster.connected:
+            await self._declare([queue])
+        intake = self.intakes.get(queue.name)
+        if intake is not None and not intake.attached and intake.held == 0 and not intake.levels:
+            intake = None
+        if intake is None:
+            intake = Intake(self.cluster, queue, options, self._names.levels(queue.name), self._home)
+            self.intakes[queue.name] = intake
+        intake.spec = queue
+        await intake.attach(credit, deliver, lost, give_back)
+        return intake
+
+    async def detach(self, intake: Intake, waiting: list[Delivery]) -> None:
+        if waiting:
+            await self.settle([Settlement(delivery, Verb.RELEASE) for delivery in waiting])
+        await self._maybe_leave(intake)
+
+    async def _maybe_leave(self, intake: Intake) -> None:
+        """A queue that nobody here subscribes to any more, and nothing of which is in hand, is left to others."""
+        if not intake.attached and intake.held == 0 and self.intakes.get(intake.spec.name) is intake:
+            del self.intakes[intake.spec.name]
+            await intake.stop()
+
+    def _parts(self) -> list[Part]:
+        readers: list[Reader] = [
+            level.reader for intake in self.intakes.values() for level in intake.levels if level.reader is not None
+        ]
+        if self.forwarder.reader is not None:
+            readers.append(self.forwarder.reader)
+        return [part for reader in readers for part in reader.parts.values()]
+
+    # --- settling -----------------------------------------------------------------------------------------------------
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
+        refused: list[Settlement] = []
+        marked: list[tuple[Settlement, Part, int]] = []
+        moves: list[Settlement] = []
+        intakes: dict[Intake, int] = {}
+        for one in settlements:
+            tag: Tag = one.delivery.tag
+            if not tag.alive or tag.part.lost:
+                refused.append(one)
+                continue
+            tag.alive = False
+            intake = tag.level.intake
+            if one.verb is Verb.RELEASE and one.message is None:
+                del tag.part.held[tag.offset]
+                tag.level.intake.put_back(tag)
+                intakes[intake] = intakes.get(intake, 0) + 1
+            elif one.verb is Verb.ACK or (one.verb is Verb.DEAD and intake.spec.dead_letter is None):
+                self._mark(one, marked, intakes)
+            else:
+                moves.append(one)
+        self._free(intakes)
+        if moves:
+            intakes = {}
+            await self._move(moves, marked, refused, intakes)
+            self._free(intakes)
+        readers = {part.reader for _one, part, _marks in marked}
+        for reader in readers:
+            reader.touched()
+        for reader in readers:
+            await reader.committed()
+        for one, part, marks in marked:
+            if part.committed < marks:
+                refused.append(one)
+        for intake in intakes:
+            if not intake.attached:
+                await self._maybe_leave(intake)
+        return refused
+
+    @staticmethod
+    def _mark(one: Settlement, marked: list[tuple[Settlement, Part, int]], intakes: dict[Intake, int]) -> None:
+        tag: Tag = one.delivery.tag
+        part = tag.part
+        if part.held.pop(tag.offset, None) is not None:
+            intake = tag.level.intake
+            intakes[intake] = intakes.get(intake, 0) + 1
+        part.finish(tag.offset)
+        marked.append((one, part, part.marks))
+
+    @staticmethod
+    def _free(intakes: dict[Intake, int]) -> None:
+        for intake, count in intakes.items():
+            intake.settled(count)
+            intake.later()
+
+    async def _move(
+        self,
+        moves: list[Settlement],
+        marked: list[tuple[Settlement, Part, int]],
+        refused: list[Settlement],
+        intakes: dict[Intake, int],
+    ) -> None:
+        """Publish, and only then mark. Goes on for as long as the deliveries are ours."""
+        left = moves
+        while left:
+            groups: dict[str | None, list[Settlement]] = {}
+            for one in left:
+                tag: Tag = one.delivery.tag
+                dead = tag.level.intake.spec.dead_letter if one.verb is Verb.DEAD else None
+                groups.setdefault(dead, []).append(one)
+            again: list[Settlement] = []
+            for dead, group in groups.items():
+                messages = [one.message if one.message is not None else one.delivery.message for one in group]
+                failed = await self.outbox.publish(messages, MOVE_PATIENCE, lambda: self.trouble, dead=dead)
+                for index, one in enumerate(group):
+                    tag = one.delivery.tag
+                    if tag.part.lost:
+                        refused.append(one)
+                    elif index not in failed:
+                        self._mark(one, marked, intakes)
+                    elif self.closed:
+                        refused.append(one)
+                    else:
+                        again.append(one)
+                        error = failed[index]
+                        if not isinstance(error, SendTimeoutError):
+                            log.error("not moved yet", queue=one.delivery.message.queue, id=one.delivery.message.id, reason=str(error))
+            left = again
+            if left:
+                await asyncio.sleep(1.0)
+
+
+class _Subscription:
+    """Implements ``handrail.adapter.Subscription``."""
+
+    def __init__(self, thread: Thread, core: _Core, intake: Intake, give_back: Callable[[list[Delivery]], None]) -> None:
+        self._thread = thread
+        self._core = core
+        self._intake = intake
+        self._give_back = give_back
+        self._cancelled = False
+
+    def set_credit(self, credit: int) -> None:
+        more = credit > self._intake.credit
+        self._intake.credit = credit
+        if more and not self._core.closed:
+            self._thread.post(self._intake.later)
+
+    def pause(self) -> None:
+        self._intake.paused = True
+
+    def resume(self) -> None:
+        intake = self._intake
+        intake.paused = False
+        waiting = intake.take_waiting()
+        if waiting:
+            # through the loop, since a deliver within the caller's own call is nothing that callers expect
+            asyncio.get_running_loop().call_soon(intake.arrive, waiting)
+        if not self._core.closed:
+            self._thread.post(intake.later)
+
+    async def cancel(self) -> None:
+        if self._cancelled:
+            return
+        self._cancelled = True
+        self._intake.attached = False
+        if self._core.closed:
+            return
+        waiting = self._intake.take_waiting()
+        await self._thread.run(self._core.detach(self._intake, waiting))

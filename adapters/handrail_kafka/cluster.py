@@ -1,0 +1,320 @@
+"""The cluster apart from the flow of messages: topics, offsets of groups, and reading without a group.
+
+It lives on the adapter's own loop. It decides nothing about messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition, errors
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.conn import create_conn
+from aiokafka.protocol.commit import OffsetCommitRequest
+
+from handrail.errors import BrokerError
+from handrail_kafka import faults, progress
+from handrail_kafka.options import Options
+from handrail_kafka.progress import Stand
+
+T = TypeVar("T")
+
+log = structlog.get_logger("handrail.kafka")
+
+#: Seconds for one question to the cluster, retries included.
+PATIENCE = 20.0
+#: The largest batch that topics made here take: a body of a megabyte, headers of a failure report and framing fit.
+TOPIC_BATCH = 2 << 20
+
+_RETRY = (
+    errors.CoordinatorNotAvailableError,
+    errors.NotCoordinatorError,
+    errors.CoordinatorLoadInProgressError,
+    errors.RequestTimedOutError,
+    errors.NodeNotReadyError,
+    errors.KafkaConnectionError,
+    errors.UnknownTopicOrPartitionError,
+    errors.NotLeaderForPartitionError,
+    errors.LeaderNotAvailableError,
+)
+
+
+class Cluster:
+    """One connection to ask questions with. Methods raise aiokafka's errors; :meth:`connect` raises :class:`BrokerError` too."""
+
+    def __init__(self, options: Options, place: str) -> None:
+        self.options = options
+        self.place = place
+        self._admin: AIOKafkaAdminClient | None = None
+        self._asker: AIOKafkaConsumer | None = None
+        self._coordinators: dict[str, int] = {}
+        #: Partitions by topic, of topics known to exist.
+        self.partitions: dict[str, int] = {}
+        self._creating = asyncio.Lock()
+        self._warned: set[str] = set()
+
+    @property
+    def connected(self) -> bool:
+        return self._asker is not None
+
+    async def connect(self) -> None:
+        """Connect to any of the servers."""
+        await self._probe()
+        admin = AIOKafkaAdminClient(**self.options.client(), request_timeout_ms=10_000)
+        asker = None
+        try:
+            await admin.start()
+            asker = AIOKafkaConsumer(**self.options.client(), request_timeout_ms=10_000, enable_auto_commit=False)
+            await asker.start()
+        except BaseException:
+            await admin.close()
+            if asker is not None:
+                await asker.stop()
+            raise
+        self._admin, self._asker = admin, asker
+
+    async def _probe(self) -> None:
+        # bootstrapping hides why it failed
+        arguments = self.options.client()
+        arguments.pop("bootstrap_servers")
+        arguments.pop("metadata_max_age_ms")
+        found: list[BaseException] = []
+        for server in self.options.servers:
+            host, _, port = server.rpartition(":")
+            try:
+                connection = await create_conn(host.strip("[]"), int(port), request_timeout_ms=5000, **arguments)
+            except (OSError, errors.KafkaError, TimeoutError, ValueError) as error:
+                found.append(error)
+            else:
+                connection.close()
+                return
+        # one server may be down while another knows that the password is wrong
+        found.sort(key=lambda error: not isinstance(error, faults.FATAL) or isinstance(error, OSError))
+        raise found[0]
+
+    async def close(self) -> None:
+        admin, self._admin = self._admin, None
+        asker, self._asker = self._asker, None
+        if asker is not None:
+            await asker.stop()
+        if admin is not None:
+            await admin.close()
+
+    async def _retrying(self, call: Callable[[], Awaitable[T]]) -> T:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                try:
+                    return await call()
+                except _RETRY:
+                    self._coordinators.clear()
+                    await asyncio.sleep(0.05)
+
+    @property
+    def _client(self) -> AIOKafkaAdminClient:
+        if self._admin is None:
+            raise BrokerError(f"{self.place}: not connected")
+        return self._admin
+
+    # --- topics -------------------------------------------------------------------------------------------------------
+
+    async def refresh(self) -> None:
+        """Learn which topics there are."""
+        metadata = await self._client._client.fetch_all_metadata()
+        found = {}
+        for topic in metadata.topics():
+            if partitions := metadata.partitions_for_topic(topic):
+                found[topic] = len(partitions)
+        self.partitions = found
+
+    async def exists(self, topic: str) -> bool:
+        if topic not in self.partitions:
+            await self.refresh()
+        return topic in self.partitions
+
+    async def create(self, topics: Mapping[str, int], replication: int | None, *, marked: bool = True) -> list[str]:
+        """Make sure that *topics* (name → partitions) exist; returns those that were created."""
+        async with self._creating:
+            if all(topic in self.partitions for topic in topics):
+                return []
+            await self.refresh()
+            missing = {topic: count for topic, count in topics.items() if topic not in self.partitions}
+            if not missing:
+                return []
+            servers = len(self._client._client.cluster.brokers()) or 1
+            copies = replication or min(3, servers)
+            config = {
+                "retention.ms": "-1",
+                "retention.bytes": "-1",
+                "cleanup.policy": "delete",
+                "max.message.bytes": str(TOPIC_BATCH),
+                "min.insync.replicas": "2" if copies >= 3 else "1",
+            }
+            wanted = [NewTopic(topic, count, copies, topic_configs=config) for topic, count in missing.items()]
+            response = await self._retrying(lambda: self._client.create_topics(wanted, timeout_ms=15_000))
+            created = []
+            for topic, code, *detail in response.topic_errors:
+                kind = errors.for_code(code)
+                if kind is errors.NoError:
+                    created.append(topic)
+                elif kind in (errors.TopicAuthorizationFailedError, errors.ClusterAuthorizationFailedError):
+                    raise errors.TopicAuthorizationFailedError(topic)
+                elif kind is not errors.TopicAlreadyExistsError:
+                    text = (detail[0] if detail else "") or kind.__name__
+                    raise BrokerError(f"{self.place}: topic {topic!r} could not be created: {text}")
+            async with asyncio.timeout(PATIENCE):
+                while not all(topic in self.partitions for topic in topics):
+                    await self.refresh()
+                    if not all(topic in self.partitions for topic in topics):
+                        await asyncio.sleep(0.02)
+            for topic in created if marked else ():
+                # a first commit tells later that the topic is ours, and that a missing commit is a lost one
+                start = {
+                    TopicPartition(topic, n): progress.encode(Stand(0, ours=True)) for n in range(missing[topic])
+                }
+                with contextlib.suppress(errors.UnknownMemberIdError, errors.IllegalGenerationError):
+                    await self.commit(topic, start)
+            return created
+
+    async def warn_of_losses(self, topics: Iterable[str]) -> None:
+        """Say once of each topic that exists which of its settings would lose messages."""
+        from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType  # noqa: PLC0415
+
+        new = [topic for topic in topics if topic not in self._warned and topic in self.partitions]
+        if not new:
+            return
+        self._warned.update(new)
+        resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in new]
+        try:
+            responses = await self._client.describe_configs(resources)
+        except errors.KafkaError:
+            return  # a user without the right to see settings may still use the topic
+        for response in responses:
+            for resource in response.resources:
+                name, entries = resource[3], resource[4]
+                values = {entry[0]: entry[1] for entry in entries}
+                if (values.get("retention.ms") or "-1") != "-1" or "compact" in (values.get("cleanup.policy") or ""):
+                    log.warning(
+                        "this topic forgets messages that were not handled; set retention.ms=-1 and cleanup.policy=delete",
+                        topic=name,
+                        retention_ms=values.get("retention.ms"),
+                        cleanup_policy=values.get("cleanup.policy"),
+                    )
+
+    def tps(self, topic: str) -> list[TopicPartition]:
+        return [TopicPartition(topic, n) for n in range(self.partitions.get(topic, 0))]
+
+    # --- offsets ------------------------------------------------------------------------------------------------------
+
+    async def _offsets(self, tps: Sequence[TopicPartition], which: str) -> dict[TopicPartition, int]:
+        asker = self._asker
+        if asker is None:
+            raise BrokerError(f"{self.place}: not connected")
+        if not tps:
+            return {}
+        for topic in {tp.topic for tp in tps}:
+            await asker._client._wait_on_metadata(topic)
+        found: dict[TopicPartition, int] = await self._retrying(functools.partial(getattr(asker, which), list(tps)))
+        return found
+
+    async def begins(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return await self._offsets(tps, "beginning_offsets")
+
+    async def ends(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return await self._offsets(tps, "end_offsets")
+
+    async def _coordinator(self, group: str) -> int:
+        if group not in self._coordinators:
+            self._coordinators[group] = await self._client.find_coordinator(group)
+        return self._coordinators[group]
+
+    async def stands(self, group: str, tps: Sequence[TopicPartition]) -> dict[TopicPartition, Stand | None]:
+        """What *group* has committed of each partition; None is nothing."""
+        if not tps:
+            return {}
+
+        async def ask() -> dict[TopicPartition, Any]:
+            node = await self._coordinator(group)
+            found: dict[TopicPartition, Any] = await self._client.list_consumer_group_offsets(group, node, list(tps))
+            return found
+
+        found = await self._retrying(ask)
+        stands: dict[TopicPartition, Stand | None] = {}
+        for tp in tps:
+            committed = found.get(tp)
+            if committed is None or committed.offset < 0:
+                stands[tp] = None
+            else:
+                stands[tp] = progress.decode(committed.offset, committed.metadata or "")[0]
+        return stands
+
+    async def commit(self, group: str, commits: Mapping[TopicPartition, tuple[int, str]]) -> None:
+        """Commit for a group without members. Raises UnknownMemberIdError while it has some."""
+        by_topic: dict[str, list[tuple[int, int, str]]] = {}
+        for tp, (offset, text) in commits.items():
+            by_topic.setdefault(tp.topic, []).append((tp.partition, offset, text))
+
+        async def send() -> None:
+            node = await self._coordinator(group)
+            response = await self._client._send_request(
+                OffsetCommitRequest(group, -1, "", -1, list(by_topic.items())), node
+            )
+            for _topic, partitions in response.topics:
+                for _partition, code in partitions:
+                    kind = errors.for_code(code)
+                    if kind is not errors.NoError:
+                        raise kind(group)
+
+        await self._retrying(send)
+
+    async def groups_on(self, topic: str) -> set[str] | None:
+        """The groups that have offsets in *topic*; None when there are too many groups to ask."""
+        groups = [group for group, *_rest in await self._client.list_consumer_groups()]
+        if len(groups) > 300:
+            return None
+        found = set()
+        tps = self.tps(topic)
+        for group in groups:
+            stands = await self.stands(group, tps)
+            if any(stand is not None for stand in stands.values()):
+                found.add(group)
+        return found
+
+    async def delete_below(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Give back the space of everything below *offsets*, for all groups."""
+        if offsets:
+            await self._client.delete_records({tp: RecordsToDelete(at) for tp, at in offsets.items()}, timeout_ms=10_000)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    async def read(self, spans: Mapping[TopicPartition, tuple[int, int]]) -> AsyncIterator[list[ConsumerRecord]]:
+        """The records from the first offset of each span up to before the second, without any group."""
+        left = {tp: end for tp, (start, end) in spans.items() if end > start}
+        if not left:
+            return
+        reader = AIOKafkaConsumer(
+            **self.options.client(),
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=100,
+            max_partition_fetch_bytes=4 << 20,
+        )
+        try:
+            await reader.start()
+            reader.assign(list(left))
+            for tp in left:
+                reader.seek(tp, spans[tp][0])
+            while left:
+                found = await reader.getmany(*left, timeout_ms=200, max_records=2000)
+                for tp, records in found.items():
+                    if tp in left:
+                        yield [record for record in records if record.offset < left[tp]]
+                for tp in list(left):
+                    if await reader.position(tp) >= left[tp]:
+                        del left[tp]
+        finally:
+            await reader.stop()

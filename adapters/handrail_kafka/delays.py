@@ -1,0 +1,159 @@
+"""The forwarder: it takes messages out of the delays when they fall due, or on to a shorter delay. It lives on the adapter's loop.
+
+Each tier is a topic in which every message waits the same time, so that its head is always the next to leave and nothing
+blocks behind a longer delay. What is due within a few seconds is held here, unfinished, and sent at its moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import time
+from collections.abc import Callable
+
+import structlog
+from aiokafka import ConsumerRecord, errors
+
+from handrail_kafka import wire
+from handrail_kafka.cluster import Cluster
+from handrail_kafka.names import Names
+from handrail_kafka.outbox import Outbox
+from handrail_kafka.reader import Part, Reader
+
+log = structlog.get_logger("handrail.kafka")
+
+#: Seconds before its moment at which a message is taken in hand.
+HORIZON = 2.0
+#: Messages that one forwarder holds at most.
+HOLD = 20_000
+#: Seconds between two looks for tiers that others have made.
+LOOK_EVERY = 2.0
+
+
+class Forwarder:
+    """This worker's part in moving delayed messages on. Implements the reader's owner."""
+
+    def __init__(self, cluster: Cluster, names: Names, outbox: Outbox, trouble: Callable[[], str]) -> None:
+        self._cluster = cluster
+        self._names = names
+        self._outbox = outbox
+        self._trouble = trouble
+        self._tiers = names.tiers()
+        self.reader: Reader | None = None
+        self._heap: list[tuple[float, int, Part, ConsumerRecord]] = []
+        self._number = 0
+        #: Unix time before which a partition's next record cannot be due.
+        self._not_before: dict[Part, float] = {}
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        self.look()
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for part in {id(one[2]): one[2] for one in self._heap}.values():
+            part.held.clear()
+        if self.reader is not None:
+            await self.reader.stop()
+
+    def look(self) -> None:
+        """Serve the tiers that there are."""
+        topics = [topic for topic in self._tiers if topic in self._cluster.partitions]
+        if not topics:
+            return
+        if self.reader is None:
+            self.reader = Reader(self._cluster, self._names.delay_group, topics, self, "earliest", 1.0)
+            self.reader.start()
+        else:
+            self.reader.subscribe(topics)
+
+    # --- the reader's owner -------------------------------------------------------------------------------------------
+
+    def take(self, part: Part, records: list[ConsumerRecord]) -> None:
+        tier = self._tiers.get(part.tp.topic, 0)
+        now = time.time()
+        for record in records:
+            # the shortest tier is held here to the very moment; a longer one is left as soon as a shorter one does
+            leaves = now if tier <= 2 else record.timestamp / 1000 + tier
+            due = wire.due_of(record)
+            at = due if due <= leaves + 2 * HORIZON else leaves
+            self._number += 1
+            heapq.heappush(self._heap, (at, self._number, part, record))
+            if tier > 2 and leaves > now + HORIZON:
+                self._not_before[part] = leaves - HORIZON
+        self._wake.set()
+
+    def wants(self, part: Part) -> bool:
+        return len(self._heap) < HOLD and self._not_before.get(part, 0.0) <= time.time()
+
+    def lose(self, parts: list[Part]) -> None:
+        gone = set(map(id, parts))
+        self._heap = [one for one in self._heap if id(one[2]) not in gone]
+        heapq.heapify(self._heap)
+        for part in parts:
+            self._not_before.pop(part, None)
+
+    def assigned(self) -> None:
+        self._wake.set()
+
+    # --- moving on ----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        look_at = 0.0
+        while True:
+            self._wake.clear()
+            wait = min(LOOK_EVERY, self._heap[0][0] - time.time()) if self._heap else LOOK_EVERY
+            if wait > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        await self._wake.wait()
+            if time.monotonic() > look_at:
+                look_at = time.monotonic() + LOOK_EVERY
+                with contextlib.suppress(errors.KafkaError, OSError):
+                    await self._cluster.refresh()
+                    self.look()
+            await self._move()
+
+    async def _move(self) -> None:
+        now = time.time()
+        batch: list[tuple[Part, ConsumerRecord]] = []
+        while self._heap and self._heap[0][0] <= now and len(batch) < 2000:
+            _at, _number, part, record = heapq.heappop(self._heap)
+            if not part.lost and not part.tracker.is_finished(record.offset):
+                batch.append((part, record))
+        if not batch:
+            return
+        messages = []
+        kept = []
+        for part, record in batch:
+            target = wire.target_of(record)
+            if not target:
+                log.warning(
+                    "a record among the delays names no queue; it is left out",
+                    topic=record.topic,
+                    partition=record.partition,
+                    offset=record.offset,
+                )
+                part.finish(record.offset)
+                continue
+            messages.append(wire.message_of(record, target))
+            kept.append((part, record))
+        failed = await self._outbox.publish(messages, 30.0, self._trouble) if messages else {}
+        for index, (part, record) in enumerate(kept):
+            if index in failed:
+                if not part.lost:
+                    self._number += 1
+                    heapq.heappush(self._heap, (time.time() + 1.0, self._number, part, record))
+            elif not part.lost:
+                part.finish(record.offset)
+        if failed:
+            log.warning("delayed messages could not be moved on yet", messages=len(failed), reason=str(next(iter(failed.values()))))
+        if self.reader is not None:
+            self.reader.touched()
+            self.reader.poke()

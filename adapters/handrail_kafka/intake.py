@@ -1,0 +1,241 @@
+"""One queue in this worker: its levels of priority, what was fetched of each, and how much may be in the worker's hands.
+
+It decides which message comes next; what becomes of it is decided elsewhere. It lives on the adapter's own loop, but for
+:meth:`Intake.arrive` and what it calls, which run on the loop of whoever subscribed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+from aiokafka import ConsumerRecord
+
+from handrail.adapter import Deliver, Delivery, Lost, QueueSpec
+from handrail_kafka import wire
+from handrail_kafka.cluster import Cluster
+from handrail_kafka.options import TopicOptions
+from handrail_kafka.reader import Part, Reader
+
+log = structlog.get_logger("handrail.kafka")
+
+#: Records that are fetched ahead of the credit, at least: one round trip's worth for a fast handler.
+AHEAD = 500
+#: Deliveries that cross to the other loop at once.
+BATCH = 1000
+
+
+class Tag:
+    """The adapter's handle of one delivery."""
+
+    __slots__ = ("alive", "level", "offset", "part", "record")
+
+    def __init__(self, level: Level, part: Part, record: ConsumerRecord) -> None:
+        self.level = level
+        self.part = part
+        self.offset: int = record.offset
+        self.record = record
+        #: Not settled yet.
+        self.alive = True
+
+
+class Level:
+    """One topic of the queue: the messages of some priorities. Implements the reader's owner."""
+
+    def __init__(self, intake: Intake, rank: int) -> None:
+        self.intake = intake
+        self.rank = rank
+        self.reader: Reader | None = None
+        self.pending: deque[tuple[Part, ConsumerRecord]] = deque()
+        #: Released, to be delivered before what is pending.
+        self.returned: list[tuple[int, int, Part, ConsumerRecord]] = []
+
+    def take(self, part: Part, records: list[ConsumerRecord]) -> None:
+        self.pending.extend((part, record) for record in records)
+        self.intake.pump()
+
+    def wants(self, part: Part) -> bool:
+        intake = self.intake
+        return intake.attached and not intake.paused and len(self.pending) < max(intake.credit, AHEAD)
+
+    def lose(self, parts: list[Part]) -> None:
+        gone = set(map(id, parts))
+        self.pending = deque(one for one in self.pending if id(one[0]) not in gone)
+        self.returned = [one for one in self.returned if id(one[2]) not in gone]
+        heapq.heapify(self.returned)
+        self.intake.lose(parts)
+
+    def assigned(self) -> None:
+        self.intake.pump()
+
+    def next(self) -> tuple[Part, ConsumerRecord] | None:
+        while self.returned:
+            _offset, _number, part, record = heapq.heappop(self.returned)
+            if not part.lost:
+                return part, record
+        newest = self.intake.spec.order == "lifo"
+        while self.pending:
+            part, record = self.pending.pop() if newest else self.pending.popleft()
+            if not part.lost and not part.tracker.is_finished(record.offset):
+                return part, record
+        return None
+
+
+class Intake:
+    """A queue's messages on their way to one subscriber."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        spec: QueueSpec,
+        options: TopicOptions,
+        levels: dict[int, str],
+        home: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._cluster = cluster
+        self.spec = spec
+        self.options = options
+        self._home = home
+        #: Topics by the lowest priority in them, best first.
+        self._topics = dict(sorted(levels.items(), reverse=True))
+        self.levels: list[Level] = []
+        self.credit = 0
+        self.held = 0
+        self.paused = False
+        self.attached = False
+        self._ready = False
+        self._deliver: Deliver | None = None
+        self._lost: Lost | None = None
+        self._waiting: list[Delivery] = []  # on the home loop: came while paused
+        self._pumping = False
+        self._give_back: Callable[[list[Delivery]], None] = lambda _deliveries: None
+
+    # --- life, on the adapter's loop ----------------------------------------------------------------------------------
+
+    async def attach(self, credit: int, deliver: Deliver, lost: Lost, give_back: Callable[[list[Delivery]], None]) -> None:
+        self._deliver, self._lost, self._give_back = deliver, lost, give_back
+        self.credit = credit
+        self.paused = False
+        self.attached = True
+        if not self._ready:
+            await self.look()
+            # the best come first only if all levels are there when the first one is chosen
+            await asyncio.gather(*(level.reader.settled_start(5.0) for level in self.levels if level.reader))
+            self._ready = True
+        self.pump()
+        self.poke()
+
+    async def look(self) -> None:
+        """Read levels that have come into being."""
+        known = {level.rank for level in self.levels}
+        for rank, topic in self._topics.items():
+            if rank not in known and topic in self._cluster.partitions:
+                level = Level(self, rank)
+                level.reader = Reader(
+                    self._cluster,
+                    topic,
+                    [topic],
+                    level,
+                    self.options.on_lost_position,
+                    self._cluster.options.revoke_wait,
+                )
+                self.levels.append(level)
+                self.levels.sort(key=lambda one: -one.rank)
+                level.reader.start()
+
+    async def stop(self) -> None:
+        self.attached = False
+        await asyncio.gather(*(level.reader.stop() for level in self.levels if level.reader))
+
+    def poke(self) -> None:
+        for level in self.levels:
+            if level.reader is not None:
+                level.reader.poke()
+
+    @property
+    def trouble(self) -> str:
+        return next((level.reader.trouble for level in self.levels if level.reader and level.reader.trouble), "")
+
+    # --- flow, on the adapter's loop ----------------------------------------------------------------------------------
+
+    def pump(self) -> None:
+        """Deliver as much as the credit allows, best priority first."""
+        if not self.attached or self.paused or not self._ready:
+            return
+        free = min(self.credit - self.held, BATCH)
+        if free <= 0:
+            return
+        batch: list[Delivery] = []
+        name = self.spec.name
+        for level in self.levels:
+            if level.reader is None or level.reader._rebalancing:
+                continue  # what a part may lose in a moment is not begun
+            changed = False
+            while free > 0 and (found := level.next()) is not None:
+                part, record = found
+                delivery = Delivery(wire.message_of(record, name), Tag(level, part, record))
+                part.held[record.offset] = delivery
+                batch.append(delivery)
+                free -= 1
+                changed = True
+            if changed:
+                level.reader.held_changed()
+                if len(level.pending) < max(self.credit, AHEAD) // 2:
+                    level.reader.poke()
+        if batch:
+            self.held += len(batch)
+            self._home.call_soon_threadsafe(self.arrive, batch)
+            if self.credit > self.held:
+                asyncio.get_running_loop().call_soon(self.pump)
+
+    def settled(self, count: int) -> None:
+        """*count* deliveries are no longer in hand."""
+        self.held -= count
+
+    def put_back(self, tag: Tag) -> None:
+        """It comes again, before what waits."""
+        heapq.heappush(tag.level.returned, (tag.offset, id(tag), tag.part, tag.record))
+
+    def lose(self, parts: list[Part]) -> None:
+        lost: list[Delivery] = []
+        for part in parts:
+            for delivery in part.held.values():
+                delivery.tag.alive = False
+                lost.append(delivery)
+        if lost:
+            self.held -= len(lost)
+            self._home.call_soon_threadsafe(self._tell_lost, lost)
+
+    def later(self) -> None:
+        """Pump in this turn of the loop, once however often it is asked for."""
+        if not self._pumping:
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump_now)
+
+    def _pump_now(self) -> None:
+        self._pumping = False
+        self.pump()
+        self.poke()
+
+    # --- on the subscriber's loop -------------------------------------------------------------------------------------
+
+    def arrive(self, batch: list[Delivery]) -> None:
+        if not self.attached:
+            self._give_back(batch)
+        elif self.paused:
+            self._waiting += batch
+        elif self._deliver is not None:
+            self._deliver(batch)
+
+    def take_waiting(self) -> list[Delivery]:
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def _tell_lost(self, lost: list[Delivery]) -> None:
+        gone = set(map(id, lost))
+        self._waiting = [one for one in self._waiting if id(one) not in gone]
+        if self._lost is not None:
+            self._lost(lost)

@@ -1,0 +1,107 @@
+"""Where messages go: to the topic of their queue and priority, or among the delays until they are due.
+
+It makes topics that are missing, checks sizes, and tells the fate of each message. It lives on the adapter's own loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from aiokafka import errors
+
+from handrail.errors import BrokerError, SendError, SendTimeoutError, TooLargeError
+from handrail.message import Message
+from handrail_kafka import faults, wire
+from handrail_kafka.cluster import TOPIC_BATCH, Cluster
+from handrail_kafka.names import Names
+from handrail_kafka.producer import Call, Entry, Producer
+
+
+class Outbox:
+    """All messages on their way to one cluster."""
+
+    def __init__(self, cluster: Cluster, names: Names, producer: Producer, created: Callable[[], None]) -> None:
+        self._cluster = cluster
+        self._names = names
+        self._producer = producer
+        self._created = created
+        self._tiers = names.tiers()
+        #: Partitions to give a queue's topics, where it was declared otherwise than by default.
+        self.partitions: dict[str, tuple[int, int | None]] = {}
+
+    async def publish(
+        self, messages: Sequence[Message], timeout: float, trouble: Callable[[], str], *, dead: str | None = None
+    ) -> dict[int, SendError]:
+        """Publish; *dead* names the place where these go as dead letters."""
+        if not messages:
+            return {}
+        call = Call(len(messages))
+        until = time.monotonic() + timeout
+        now = time.time()
+        placed: list[tuple[str, Entry]] = []
+        topics: dict[str, str] = {}
+        for index, message in enumerate(messages):
+            if dead is not None:
+                topic, target, queue = self._names.queue(dead), "", dead
+            elif message.due is not None and message.due > now:
+                topic, target, queue = self._names.tier_for(message.due - now), message.queue, ""
+            else:
+                topic, target, queue = self._names.level(message.queue, message.priority), "", message.queue
+            try:
+                key = wire.key_of(message)
+                headers = wire.headers_of(message, target)
+            except (UnicodeEncodeError, TypeError, ValueError) as error:
+                call.settle(index, SendError(f"a header cannot be written: {error}"))
+                continue
+            size = wire.size_of(key, message.body, headers)
+            if size > TOPIC_BATCH:
+                call.settle(index, TooLargeError(f"{size} bytes with its headers; Kafka's topics take {TOPIC_BATCH}"))
+                continue
+            topics[topic] = queue
+            placed.append((topic, Entry(call, index, key, message.body, headers)))
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ensure(topics)
+        except TimeoutError:
+            failure: SendError = SendTimeoutError(f"not confirmed within {timeout:g}s: {self._why(trouble)}")
+            for _topic, entry in placed:
+                call.settle(entry.index, failure)
+            return call.errors
+        except (BrokerError, errors.KafkaError, OSError) as error:
+            text = str(error) if isinstance(error, BrokerError) else faults.explain(error, self._cluster.place)
+            for _topic, entry in placed:
+                call.settle(entry.index, SendError(text))
+            return call.errors
+        for topic, entry in placed:
+            self._producer.add(self._producer.partition(topic, entry.key), entry)
+        if not call.done.done():
+            await asyncio.wait([call.done], timeout=max(0.0, until - time.monotonic()))
+        if not call.done.done():
+            call.abandoned = True
+            failure = SendTimeoutError(f"not confirmed within {timeout:g}s: {self._why(trouble)}")
+            told = dict(call.errors)
+            for _topic, entry in placed:
+                if entry.index not in call.known:
+                    told[entry.index] = failure
+            return told
+        return call.errors
+
+    def _why(self, trouble: Callable[[], str]) -> str:
+        return trouble() or f"{self._cluster.place}: the server does not answer"
+
+    async def _ensure(self, topics: dict[str, str]) -> None:
+        missing = [topic for topic in topics if topic not in self._cluster.partitions]
+        if not missing:
+            return
+        while not self._cluster.connected:
+            await asyncio.sleep(0.05)
+        options = self._cluster.options
+        for topic in missing:
+            if topic in self._tiers:
+                wanted, replication = 1, options.replication
+            else:
+                wanted, replication = self.partitions.get(topics[topic], (options.partitions, options.replication))
+            if await self._cluster.create({topic: wanted}, replication):
+                self._created()

@@ -1,0 +1,250 @@
+"""What is finished in one partition: a watermark and a map of what is finished beyond it. It does no I/O.
+
+Kafka keeps one number a partition and group, and a text of at most 4096 bytes beside it. The number is the lowest offset
+that is not finished; the text is the map, so that a crash repeats only what was in hand.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+#: The server's default for ``offset.metadata.max.bytes``.
+METADATA_LIMIT = 4096
+#: Beyond this many characters nothing new is admitted until the watermark moves.
+FULL = 3000
+#: A span of this many offsets always fits: its bitmap is 2000 bytes, 2500 in base85.
+SAFE_SPAN = 16_000
+
+_MARK = "hr1"
+_RUNS = re.compile(rb"\x01+|\x00+")
+
+
+class Stand(msgspec.Struct, frozen=True):
+    """What a group's commit says of one partition."""
+
+    #: Every offset below is finished.
+    watermark: int
+    #: One byte an offset from the watermark: 1 is finished. Ends with a 1, or is empty.
+    beyond: bytes = b""
+    #: Messages that were in workers' hands when it was written.
+    held: int = 0
+    #: The topic was made by handrail, so that its space may be reclaimed.
+    ours: bool = False
+
+    @property
+    def finished(self) -> int:
+        """How many offsets beyond the watermark are finished."""
+        return self.beyond.count(1)
+
+
+def encode(stand: Stand) -> tuple[int, str]:
+    """The commit that says *stand*. A map that does not fit is left out from its end: at worst something is repeated."""
+    beyond = stand.beyond
+    head = f"{_MARK};{stand.watermark};{stand.held};{'o' if stand.ours else '-'};"
+    while True:
+        text = head + _encode_map(beyond)
+        if len(text) <= METADATA_LIMIT:
+            return stand.watermark, text
+        beyond = beyond[: len(beyond) * 3 // 4].rstrip(b"\x00")
+
+
+def _encode_map(beyond: bytes) -> str:
+    if not beyond:
+        return ""
+    bitmap = _bits(beyond)
+    mode, data = "b", bitmap
+    if len(bitmap) > 64:
+        runs = _varints(len(run) for run in _RUNS.findall(beyond)) if beyond else b""
+        if beyond[:1] == b"\x01":
+            runs = b"\x00" + runs
+        for other_mode, other in (("r", runs), ("s", zlib.compress(runs)), ("c", zlib.compress(bitmap))):
+            if len(other) < len(data):
+                mode, data = other_mode, other
+    return f"{mode};{len(beyond)};{zlib.crc32(beyond):x};{base64.b85encode(data).decode()}"
+
+
+def decode(offset: int, text: str) -> tuple[Stand, str]:
+    """What the commit of *offset* with *text* says, and one line of what is wrong with the text, or nothing.
+
+    Anybody may commit anything: a text that is not ours, damaged, or written for another offset gives the watermark alone.
+    """
+    if not text:
+        return Stand(offset), ""
+    parts = text.split(";", 7)
+    if parts[0] != _MARK:
+        return Stand(offset), "its metadata was not written by handrail"
+    try:
+        base, held, ours = int(parts[1]), int(parts[2]), parts[3] == "o"
+        if base != offset:
+            return Stand(offset), f"its metadata was written for offset {base}"
+        if parts[4] == "":
+            return Stand(offset, b"", held, ours), ""
+        mode, count, check, data = parts[4], int(parts[5]), int(parts[6], 16), base64.b85decode(parts[7])
+        beyond = _decode_map(mode, count, data)
+    except (ValueError, IndexError, zlib.error, binascii.Error):
+        return Stand(offset), "its metadata is damaged"
+    if zlib.crc32(beyond) != check:
+        return Stand(offset), "its metadata is damaged"
+    return Stand(offset, beyond, held, ours), ""
+
+
+def _decode_map(mode: str, count: int, data: bytes) -> bytes:
+    if not 0 < count < 10_000_000:
+        raise ValueError("no such count")
+    if mode in "sc":
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(data, 20_000_000)
+    if mode in "bc":
+        digits = bin(int.from_bytes(data, "big"))[2:].rjust(count, "0")
+        if len(digits) != count:
+            raise ValueError("too long")
+        return digits.encode().translate(_FROM_DIGITS)
+    if mode not in "rs":
+        raise ValueError("no such mode")
+    found = bytearray()
+    flag = 0
+    for length in _lengths(data):
+        if len(found) + length > count:
+            raise ValueError("too long")
+        found += bytes((flag,)) * length
+        flag ^= 1
+    if len(found) != count:
+        raise ValueError("too short")
+    return bytes(found)
+
+
+_TO_DIGITS = bytes.maketrans(b"\x00\x01", b"01")
+_FROM_DIGITS = bytes.maketrans(b"01", b"\x00\x01")
+
+
+def _bits(flags: bytes) -> bytes:
+    return int(flags.translate(_TO_DIGITS), 2).to_bytes((len(flags) + 7) // 8, "big")
+
+
+def _varints(numbers: Iterable[int]) -> bytes:
+    out = bytearray()
+    for number in numbers:
+        while number > 127:
+            out.append(number & 127 | 128)
+            number >>= 7  # noqa: PLW2901 - the same number, what is left of it
+        out.append(number)
+    return bytes(out)
+
+
+def _lengths(data: bytes) -> Iterable[int]:
+    number = shift = 0
+    for byte in data:
+        number |= (byte & 127) << shift
+        shift += 7
+        if shift > 35:
+            raise ValueError("no such number")
+        if not byte & 128:
+            yield number
+            number = shift = 0
+    if shift:
+        raise ValueError("cut off")
+
+
+class Tracker:
+    """The state of one partition that is ours: what was received, what of it is finished, what to commit."""
+
+    __slots__ = ("_base", "_claims", "_claims_at", "_flags", "_low", "position")
+
+    def __init__(self, watermark: int, beyond: bytes = b"") -> None:
+        #: The next offset that was not received yet.
+        self.position = watermark
+        self._base = watermark  # the offset of _flags[0]
+        self._low = 0  # index in _flags below which all is finished
+        self._flags = bytearray()  # one a received offset: 1 is finished, or was never there
+        self._claims = bytearray(beyond)  # what is finished of that not received yet …
+        self._claims_at = watermark  # … from this offset on
+
+    def receive(self, offsets: Sequence[int]) -> list[bool]:
+        """Note that *offsets*, ascending, were received; for each whether it is to be handled (and not finished already)."""
+        wanted = []
+        for offset in offsets:
+            if offset < self.position:
+                wanted.append(False)
+                continue
+            if offset > self.position:  # compaction, transaction markers, deleted records: nothing will come there
+                self._flags += b"\x01" * (offset - self.position)
+            at = offset - self._claims_at
+            finished = at < len(self._claims) and self._claims[at] == 1
+            self._flags.append(finished)
+            self.position = offset + 1
+            wanted.append(not finished)
+        self._forget_claims()
+        return wanted
+
+    def finish(self, offset: int) -> None:
+        """*offset* is finished. Received or not."""
+        at = offset - self._base
+        if at < 0:
+            return
+        if at < len(self._flags):
+            self._flags[at] = 1
+            return
+        at = offset - self._claims_at
+        if at >= len(self._claims):
+            self._claims += bytes(at + 1 - len(self._claims))
+        self._claims[at] = 1
+
+    def skip_to(self, offset: int) -> None:
+        """Nothing below *offset* that was not received yet will be handled here."""
+        if offset > self.position:
+            self._flags += b"\x01" * (offset - self.position)
+            self.position = offset
+            self._forget_claims()
+
+    def is_finished(self, offset: int) -> bool:
+        at = offset - self._base
+        if at < len(self._flags):
+            return at < 0 or self._flags[at] == 1
+        at = offset - self._claims_at
+        return at < len(self._claims) and self._claims[at] == 1
+
+    def _forget_claims(self) -> None:
+        if self.position - self._claims_at >= len(self._claims):
+            self._claims.clear()
+            self._claims_at = self.position
+
+    @property
+    def watermark(self) -> int:
+        """The lowest offset that is not finished; the position when none is."""
+        at = self._flags.find(0, self._low)
+        self._low = len(self._flags) if at < 0 else at
+        if self._low > 8192:
+            del self._flags[: self._low]
+            self._base += self._low
+            self._low = 0
+        if self._low == len(self._flags):
+            # finished ones that were claimed before they were received need not be received to be passed
+            at = self.position - self._claims_at
+            if at < len(self._claims) and self._claims[at]:
+                end = self._claims.find(0, at)
+                self.skip_to(self._claims_at + (len(self._claims) if end < 0 else end))
+                self._low = len(self._flags)
+        return self._base + self._low
+
+    @property
+    def span(self) -> int:
+        """Offsets from the watermark to the last one received."""
+        return self.position - self.watermark
+
+    @property
+    def unfinished(self) -> int:
+        """How many of those received are not finished."""
+        watermark = self.watermark
+        return self._flags.count(0, watermark - self._base)
+
+    def beyond(self) -> bytes:
+        """The map beyond the watermark, up to the last finished offset."""
+        start = self.watermark - self._base
+        found = bytes(self._flags[start:]) + bytes(self._claims[self.position - self._claims_at :])
+        return found.rstrip(b"\x00")

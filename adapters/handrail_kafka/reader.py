@@ -1,0 +1,565 @@
+"""A member of a consumer group: it fetches, keeps what is finished of each partition, commits it, and lives through rebalances.
+
+What becomes of the records is its owner's affair. It lives on the adapter's own loop. A partition's ``Part`` is the epoch:
+what was delivered of a part that is lost can never be settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition, errors
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.structs import OffsetAndMetadata
+
+from handrail_kafka import faults, progress
+from handrail_kafka.cluster import Cluster
+from handrail_kafka.options import LostPosition
+from handrail_kafka.progress import SAFE_SPAN, Stand, Tracker
+
+log = structlog.get_logger("handrail.kafka")
+
+#: Records fetched at once.
+FETCH = 2000
+#: Seconds between two looks for a silent stall.
+WATCH_EVERY = 10.0
+#: Seconds after which a partition with records beyond our position, asked for and not moving, is a stall.
+STALLED = 30.0
+#: Seconds between two returns of the space of finished messages.
+RECLAIM_EVERY = 60.0
+#: Seconds after which a changed number of messages in hand is written down with the next commit.
+HELD_AFTER = 0.1
+
+
+class Part:
+    """One partition, for as long as it is ours without a break."""
+
+    __slots__ = (
+        "committed",
+        "dirty",
+        "full",
+        "held",
+        "lost",
+        "marks",
+        "moved_at",
+        "ours",
+        "reader",
+        "reclaimed",
+        "told_held",
+        "tp",
+        "tracker",
+    )
+
+    def __init__(self, reader: Reader, tp: TopicPartition, stand: Stand, start: int) -> None:
+        self.reader = reader
+        self.tp = tp
+        self.tracker = Tracker(start, stand.beyond)
+        self.ours = stand.ours
+        #: Set once, when it is no longer ours.
+        self.lost = False
+        #: What the owner has in hand of it, by offset.
+        self.held: dict[int, Any] = {}
+        self.told_held = 0
+        #: Counts what was marked finished, and how much of it the server has.
+        self.marks = 0
+        self.committed = 0
+        self.dirty = True
+        #: The map of what is finished grows too long: nothing new until the watermark moves.
+        self.full = False
+        self.moved_at = time.monotonic()
+        self.reclaimed = 0
+
+    def finish(self, offset: int) -> None:
+        self.tracker.finish(offset)
+        self.marks += 1
+        self.dirty = True
+
+    @property
+    def admits(self) -> bool:
+        return not self.lost and (not self.full or self.tracker.span < SAFE_SPAN)
+
+
+class Owner(Protocol):
+    """What a reader asks of whoever handles its records."""
+
+    def take(self, part: Part, records: list[ConsumerRecord]) -> None:
+        """*records* came and are not finished."""
+
+    def wants(self, part: Part) -> bool:
+        """Whether more records of *part* are welcome now."""
+
+    def lose(self, parts: list[Part]) -> None:
+        """*parts* are no longer ours."""
+
+    def assigned(self) -> None:
+        """The partitions that are ours may have changed."""
+
+
+class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """One consumer and what is ours through it. It rebuilds itself on any doubt."""
+
+    def __init__(
+        self, cluster: Cluster, group: str, topics: Iterable[str], owner: Owner, lost: LostPosition, revoke_wait: float
+    ) -> None:
+        self._cluster = cluster
+        self.group = group
+        self._topics = sorted(topics)
+        self._owner = owner
+        self._on_lost = lost
+        self._revoke_wait = revoke_wait
+        self._consumer: Any = None
+        self.parts: dict[TopicPartition, Part] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+        self._dirty = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._closing = False
+        #: From a revoke to the assignment after it: nothing is taken, nothing can be committed.
+        self._rebalancing = True
+        self._generation = -1
+        self._tasks: list[asyncio.Task[None]] = []
+        self._rebuild = ""
+        self._held_at = math.inf
+        #: What is wrong, in one line, or nothing.
+        self.trouble = "joining the consumer group"
+        self._said = ""
+        self._stuck: dict[TopicPartition, str] = {}
+        self.joined = asyncio.Event()
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._run()), loop.create_task(self._commit_for_ever())]
+        self._tasks.append(loop.create_task(self._watch()))
+
+    async def stop(self) -> None:
+        """Commit what is finished and leave the group."""
+        if self._closing:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5.0):
+                await self.committed()
+        self._closing = True
+        self._wake.set()
+        run, commit, watch = self._tasks
+        watch.cancel()
+        # the fetch is never cancelled: it ends by itself within its own timeout, or when its consumer stops
+        await self._stop_consumer()
+        await asyncio.wait([run], timeout=5.0)
+        commit.cancel()
+        run.cancel()
+        await asyncio.gather(run, commit, watch, return_exceptions=True)
+        self._lose(list(self.parts.values()))
+        self.parts.clear()
+        self._release_waiters()
+
+    async def _stop_consumer(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            try:
+                async with asyncio.timeout(10.0):
+                    await consumer.stop()
+            except (TimeoutError, errors.KafkaError, OSError) as error:
+                log.debug("a consumer did not stop in order", group=self.group, error=str(error))
+
+    def subscribe(self, topics: Iterable[str]) -> None:
+        """Read *topics* from now on."""
+        topics = sorted(topics)
+        if topics != self._topics:
+            self._topics = topics
+            if self._consumer is not None:
+                self._consumer.subscribe(topics, listener=self)
+
+    def poke(self) -> None:
+        """Something that was in the way of fetching may be gone."""
+        self._wake.set()
+
+    async def _run(self) -> None:
+        pause = 0.1
+        while not self._closing:
+            try:
+                await self._build()
+                pause = 0.1
+                await self._fetch()
+            except asyncio.CancelledError:
+                raise
+            except errors.ConsumerStoppedError:
+                if self._closing:
+                    return
+            except Exception as error:  # noqa: BLE001 - any doubt means rebuilding
+                if self._closing:
+                    return
+                self._tell(faults.explain(error, self._cluster.place))
+            if not self._closing:
+                await self._stop_consumer()
+                self._rebalancing = True
+                self._lose(list(self.parts.values()))
+                self.parts.clear()
+                self._release_waiters()
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 5.0)
+
+    def _tell(self, text: str) -> None:
+        self.trouble = text
+        if text != self._said:
+            self._said = text
+            log.error(text, group=self.group)
+
+    async def _build(self) -> None:
+        options = self._cluster.options
+        self._rebuild = ""
+        session = int(options.session_timeout * 1000)
+        consumer = AIOKafkaConsumer(
+            **options.client(),
+            group_id=self.group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            partition_assignment_strategy=(StickyPartitionAssignor, RoundRobinPartitionAssignor)
+            if len(self._topics) > 1
+            else (RoundRobinPartitionAssignor,),
+            max_poll_interval_ms=2**31 - 1,
+            rebalance_timeout_ms=int((self._revoke_wait + 30.0) * 1000),
+            session_timeout_ms=session,
+            heartbeat_interval_ms=min(3000, session // 3),
+            fetch_max_wait_ms=250,
+            max_partition_fetch_bytes=4 << 20,
+            request_timeout_ms=int((self._revoke_wait + 40.0) * 1000),
+        )
+        try:
+            await consumer.start()
+            consumer.subscribe(self._topics, listener=self)
+        except BaseException:
+            with contextlib.suppress(errors.KafkaError, OSError):
+                await consumer.stop()
+            raise
+        self._consumer = consumer
+
+    async def _fetch(self) -> None:
+        consumer = self._consumer
+        while not self._closing and not self._rebuild:
+            ready = [tp for tp, part in self.parts.items() if part.admits and self._owner.wants(part)]
+            if not ready or self._rebalancing:
+                self._wake.clear()
+                if self._rebalancing or not self.parts:
+                    consumer._coordinator.check_errors()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await self._wake.wait()
+                continue
+            found = await consumer.getmany(*ready, timeout_ms=200, max_records=FETCH)
+            if self._rebalancing:
+                continue  # fetched for an assignment that is over: after the next one it is fetched again
+            for tp, records in found.items():
+                part = self.parts.get(tp)
+                if part is not None and not part.lost and records:
+                    part.moved_at = time.monotonic()
+                    wanted = part.tracker.receive([record.offset for record in records])
+                    fresh = [record for record, is_wanted in zip(records, wanted, strict=True) if is_wanted]
+                    if len(fresh) < len(records):
+                        part.dirty = True
+                        self._dirty.set()
+                    if fresh:
+                        self._owner.take(part, fresh)
+        if self._rebuild:
+            raise errors.KafkaError(self._rebuild)
+
+    # --- what is finished ---------------------------------------------------------------------------------------------
+
+    def touched(self) -> None:
+        """Parts were marked: commit them soon."""
+        self._dirty.set()
+
+    def held_changed(self) -> None:
+        """What is in hand changed: worth a commit, when none comes by itself within a moment."""
+        if self._held_at == math.inf:
+            self._held_at = time.monotonic() + HELD_AFTER
+            asyncio.get_running_loop().call_later(HELD_AFTER, self._write_held)
+
+    def _write_held(self) -> None:
+        self._held_at = math.inf
+        for part in self.parts.values():
+            if len(part.held) != part.told_held:
+                part.dirty = True
+                self._dirty.set()
+
+    async def committed(self) -> None:
+        """Returns when all that is marked so far is committed, or was lost."""
+        if not any(part.committed < part.marks for part in self.parts.values()):
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._dirty.set()
+        await waiter
+
+    def _release_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _commit_for_ever(self) -> None:
+        """One commit is always under way while something is dirty; what is marked meanwhile goes into the next."""
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            while self._rebalancing and not self._revoking:
+                if self._closing:
+                    return
+                await asyncio.sleep(0.01)
+            await self._commit_once()
+
+    _revoking = False
+
+    async def _commit_once(self) -> bool:
+        consumer = self._consumer
+        waiters, self._waiters = self._waiters, []
+        parts = [part for part in self.parts.values() if part.dirty and not part.lost]
+        if consumer is None or not parts:
+            if any(part.committed < part.marks for part in self.parts.values()):
+                self._waiters += waiters
+                await asyncio.sleep(0.02)
+                self._dirty.set()
+                return False
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            return True
+        offsets: dict[TopicPartition, OffsetAndMetadata] = {}
+        marks = []
+        for part in parts:
+            part.dirty = False
+            part.told_held = len(part.held)
+            marks.append((part, part.marks))
+            tracker = part.tracker
+            watermark, text = progress.encode(Stand(tracker.watermark, tracker.beyond(), len(part.held), part.ours))
+            part.full = len(text) > progress.FULL
+            offsets[part.tp] = OffsetAndMetadata(watermark, text)
+        try:
+            async with asyncio.timeout(20.0):
+                await consumer.commit(offsets)
+        except (errors.KafkaError, OSError, TimeoutError, asyncio.InvalidStateError) as error:
+            for part in parts:
+                part.dirty = True
+            self._waiters += waiters
+            if isinstance(error, faults.FATAL):
+                self._tell(faults.explain(error, self._cluster.place))
+            log.debug("a commit failed and will be tried again", group=self.group, error=repr(error))
+            await asyncio.sleep(0.05)
+            if not self._closing:
+                self._dirty.set()
+            return False
+        for part, count in marks:
+            part.committed = max(part.committed, count)
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._wake.set()
+        return True
+
+    # --- rebalances ---------------------------------------------------------------------------------------------------
+
+    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        self._rebalancing = True
+        if not self.parts:
+            return
+        consumer = self._consumer
+        generation = consumer._coordinator.generation if consumer is not None else -1
+        if generation < 0:
+            # expelled, others may have them already: what we finish from here on would be done twice
+            log.warning("this worker was expelled from its consumer group; what it held goes to others", group=self.group)
+            self._lose(list(self.parts.values()))
+            self.parts.clear()
+            self._release_waiters()
+            return
+        self._revoking = True
+        until = time.monotonic() + self._revoke_wait
+        try:
+            while (
+                any(part.held for part in self.parts.values()) and time.monotonic() < until and not self._closing
+            ):
+                await asyncio.sleep(0.01)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5.0):
+                    await self.committed()
+        finally:
+            self._revoking = False
+        self._generation = generation
+
+    async def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        while not self._closing:
+            try:
+                await self._assign(list(assigned))
+            except (errors.KafkaError, OSError, TimeoutError) as error:
+                self._tell(faults.explain(error, self._cluster.place))
+                await asyncio.sleep(0.2)
+            else:
+                return
+
+    async def _assign(self, assigned: list[TopicPartition]) -> None:
+        consumer = self._consumer
+        if consumer is None:
+            return
+        coordinator = consumer._coordinator
+        # the generation right after ours: nobody else can have had a partition that we have again
+        unbroken = coordinator.generation == self._generation + 1
+        parts: dict[TopicPartition, Part] = {}
+        fresh = []
+        for tp in assigned:
+            part = self.parts.get(tp)
+            if part is not None and unbroken and not part.lost:
+                parts[tp] = part
+            else:
+                fresh.append(tp)
+        stuck: dict[TopicPartition, str] = {}
+        if fresh:
+            found = await coordinator.fetch_committed_offsets(fresh)
+            begins = await self._cluster.begins(fresh)
+            ends = await self._cluster.ends(fresh)
+            for tp in fresh:
+                committed = found.get(tp)
+                start = self._start(tp, committed, begins[tp], ends[tp])
+                if isinstance(start, str):
+                    stuck[tp] = start
+                    continue
+                stand, position = start
+                parts[tp] = Part(self, tp, stand, position)
+        gone = [part for tp, part in self.parts.items() if parts.get(tp) is not part]
+        self.parts = parts
+        self._lose(gone)
+        for tp, part in parts.items():
+            consumer.seek(tp, part.tracker.position)
+            part.dirty = True  # lag readers see only what was committed, so commit even with nothing read
+            part.moved_at = time.monotonic()
+        self._stuck = stuck
+        if stuck:
+            self._tell(next(iter(stuck.values())))
+        else:
+            self.trouble = self._said = ""
+        self._rebalancing = False
+        self.joined.set()
+        self._dirty.set()
+        self._wake.set()
+        self._owner.assigned()
+
+    def _start(
+        self, tp: TopicPartition, committed: OffsetAndMetadata | None, begin: int, end: int
+    ) -> tuple[Stand, int] | str:
+        """What is known of *tp* and where to go on, or one line of why that must be decided by a person."""
+        where = f"{tp.topic}/{tp.partition}"
+        if committed is not None and committed.offset >= 0:
+            stand, wrong = progress.decode(committed.offset, committed.metadata or "")
+            if not wrong and stand.watermark + len(stand.beyond) > end:
+                wrong = f"it claims offsets up to {stand.watermark + len(stand.beyond)}, the log ends at {end}"
+                stand = Stand(stand.watermark, b"", 0, stand.ours)
+            if wrong:
+                log.warning(
+                    "what was finished beyond the watermark is not known; it is handled again",
+                    partition=where,
+                    group=self.group,
+                    reason=wrong,
+                )
+            if stand.watermark <= end:
+                if stand.watermark < begin:
+                    return Stand(begin, b"", 0, stand.ours), begin
+                return stand, stand.watermark
+            what = f"the position {stand.watermark} lies beyond the log's end {end}"
+        elif begin in (0, end):
+            return Stand(begin), begin
+        else:
+            what = "its position is gone (the group was empty for longer than offsets.retention.minutes?)"
+        if self._on_lost == "earliest":
+            log.warning("position lost; everything that is left is handled again", partition=where, group=self.group)
+            return Stand(begin), begin
+        if self._on_lost == "latest":
+            log.warning("position lost; what waits is skipped", partition=where, group=self.group, messages=end - begin)
+            return Stand(end), end
+        return (
+            f"{self._cluster.place}: group {self.group!r} has lost its place in {where}: {what}; set on_lost_position: "
+            f"earliest to handle again what is left ({end - begin} records), or latest to skip it"
+        )
+
+    def _lose(self, parts: list[Part]) -> None:
+        if parts:
+            for part in parts:
+                part.lost = True
+            self._owner.lose(parts)
+            for part in parts:
+                part.held.clear()
+
+    # --- doubts -------------------------------------------------------------------------------------------------------
+
+    async def settled_start(self, patience: float) -> None:
+        """Returns when the partitions are known and their first records, if any, are here; after *patience* at the latest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await self.joined.wait()
+                tps = list(self.parts)
+                ends = await self._cluster.ends(tps)
+                while any(
+                    (part := self.parts.get(tp)) is not None
+                    and part.tracker.position < ends[tp]
+                    and not part.tracker.unfinished
+                    for tp in tps
+                ):
+                    await asyncio.sleep(0.005)
+
+    async def _watch(self) -> None:
+        reclaim_at = time.monotonic() + RECLAIM_EVERY
+        while True:
+            await asyncio.sleep(WATCH_EVERY)
+            try:
+                await self._look_for_stall()
+                if time.monotonic() > reclaim_at:
+                    reclaim_at = time.monotonic() + RECLAIM_EVERY
+                    await self.reclaim()
+            except (errors.KafkaError, OSError, TimeoutError) as error:
+                log.debug("looking after a consumer failed", group=self.group, error=repr(error))
+
+    async def _look_for_stall(self) -> None:
+        now = time.monotonic()
+        doubtful = [
+            part
+            for part in self.parts.values()
+            if part.admits and self._owner.wants(part) and now - part.moved_at > STALLED
+        ]
+        if not doubtful or self._rebalancing:
+            return
+        positions = {part.tp: part.tracker.position for part in doubtful}
+        ends = await self._cluster.ends([part.tp for part in doubtful])
+        for part in doubtful:
+            if ends[part.tp] <= positions[part.tp]:
+                part.moved_at = now
+            elif part.tracker.position == positions[part.tp] and not part.lost:
+                begin = (await self._cluster.begins([part.tp]))[part.tp]
+                if part.tracker.position == positions[part.tp]:
+                    self._rebuild = (
+                        f"nothing came from {part.tp.topic}/{part.tp.partition} for {STALLED:g}s though there is something "
+                        f"(log from {begin} to {ends[part.tp]}, position {part.tracker.position}); connecting anew"
+                    )
+                    self._wake.set()
+                    return
+
+    async def reclaim(self) -> None:
+        """Give back the space of what is finished, in topics that are ours alone."""
+        if not self._cluster.options.reclaim:
+            return
+        offsets = {}
+        for part in self.parts.values():
+            watermark = part.tracker.watermark
+            if part.ours and not part.lost and watermark > part.reclaimed and part.committed == part.marks:
+                offsets[part.tp] = watermark
+        for topic in {tp.topic for tp in offsets}:
+            if await self._cluster.groups_on(topic) == {self.group}:
+                await self._cluster.delete_below({tp: at for tp, at in offsets.items() if tp.topic == topic})
+                for tp, at in offsets.items():
+                    if tp in self.parts:
+                        self.parts[tp].reclaimed = at
+
+
