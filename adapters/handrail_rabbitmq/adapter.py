@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
@@ -29,15 +29,18 @@ from handrail.adapter import (
 )
 from handrail.errors import BrokerError, SendError
 from handrail.message import Message
-from handrail_rabbitmq import place, wire
-from handrail_rabbitmq.consuming import AGAIN, DONE, LOST, MOVING, OPEN, Finished, Intake
+from handrail_rabbitmq import place
+from handrail_rabbitmq.consuming import AGAIN, LOST, MOVING, OPEN, Finished, Intake
+from handrail_rabbitmq.deaths import Deaths
 from handrail_rabbitmq.link import Channel, GoneError, Link, Notice
 from handrail_rabbitmq.looking import Looking
 from handrail_rabbitmq.names import HEAD
 from handrail_rabbitmq.publishing import Item, Publisher
-from handrail_rabbitmq.topology import PATIENCE, Topology
+from handrail_rabbitmq.topology import Topology
 
 log = structlog.get_logger("handrail.rabbitmq")
+
+T = TypeVar("T")
 
 #: Seconds between two looks whether messages flow, and without a delivery after which everything is rebuilt.
 WATCH_EVERY, STUCK_AFTER = 5.0, 30.0
@@ -56,7 +59,7 @@ _CAPABILITIES: Mapping[Capability, bool | str] = {
     Capability.PEEK: "the first 10,000; looking takes them from the queue for a moment and marks them as delivered",
     Capability.PURGE: True,
     Capability.DEPTH: "delayed up to 10,000 on the server; active as the workers tell",
-    Capability.CRASHES: True,
+    Capability.CRASHES: "as the workers of the same machine see",
     Capability.DEAD_WORKER: True,
     Capability.PROCESSES: True,
     Capability.MACHINES: True,
@@ -96,7 +99,6 @@ class RabbitMQAdapter:
     async def open(self, role: Role) -> None:
         if self._open:
             raise BrokerError(f"{self.place}: is open already")
-        self._open, self._role, self._pid = True, role, os.getpid()
         notice = Notice(self.place)
         self._publish_link = Link("publish", self._place, notice)
         self._links = [self._publish_link]
@@ -109,10 +111,15 @@ class RabbitMQAdapter:
         self._topology.made_level = self._made_level
         self._looking = Looking(self._topology, self._publisher)
         self._finished = Finished()
+        where = f"{self._place.host}:{self._place.port}/{self._place.vhost}/{self._settings.prefix}"
+        self._deaths = Deaths(where)
+        self._open, self._role, self._pid = True, role, os.getpid()
         self._publish_link.on_up = self._publisher.begin
         self._publish_link.on_change = self._publisher.unblocked
         if role == "worker":
             self._link.on_up = self._take_up
+            if self.board is not None:
+                self._deaths.begin(self.board)
         try:
             for link in self._links:
                 await link.start()
@@ -135,6 +142,7 @@ class RabbitMQAdapter:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._publisher.close()
         await asyncio.gather(*(link.end() for link in self._links))
+        self._deaths.end()
 
     def _check(self) -> None:
         if not self._open:
@@ -185,7 +193,10 @@ class RabbitMQAdapter:
             else:
                 moves.append((one, *self._move(one, intake)))
         for intake, deliveries in releases.items():
-            intake.give_back_hidden(deliveries) if intake.cancelled else intake.give_back(deliveries)
+            if intake.cancelled:
+                intake.give_back_hidden(deliveries)
+            else:
+                intake.give_back(deliveries)
         if moves:
             acked += await self._moved(moves, refused)
         for intake in touched:
@@ -279,6 +290,7 @@ class RabbitMQAdapter:
             lost,
             finished=self._finished,
             undue=self._undue,
+            crashes=self._deaths.crashes,
             gone=self._gone,
         )
         self._intakes.append(intake)
@@ -327,7 +339,7 @@ class RabbitMQAdapter:
                 log.error("cannot subscribe", queue=intake.spec.name, reason=str(error))
 
     async def _topology_declare(self, spec: QueueSpec) -> None:
-        self._link._up.set()  # declaring waits for a connection that is ready, and this is part of making it so
+        self._link.usable()  # declaring waits for a connection that is ready, and this is part of making it so
         await self._topology.declare([spec])
 
     def _gone(self, intake: Intake) -> None:
@@ -485,7 +497,7 @@ class RabbitMQAdapter:
         self._check()
         return await self._looked(self._looking.replay(queue, ids))
 
-    async def _looked(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    async def _looked(self, coroutine: Coroutine[Any, Any, T]) -> T:
         try:
             return await coroutine
         except GoneError as error:

@@ -33,6 +33,8 @@ STALE = 0.1
 GATHER = 0.25
 #: The least that is fetched of a queue that is served newest first: order goes no further than that.
 LIFO_WINDOW = 200
+#: Seconds of work that is fetched beyond the credit of each level when there are several.
+LOOKAHEAD = 0.02
 #: Seconds between replacements of a consumer by one with another prefetch.
 REPLACE_EVERY = 0.05
 #: Seconds before a queue whose channel the server closed is subscribed again.
@@ -89,6 +91,7 @@ class Intake:
         *,
         finished: Finished,
         undue: Callable[[Delivery], bool],
+        crashes: Callable[[str, str], int],
         gone: Callable[[Intake], None],
     ) -> None:
         self._link = link
@@ -99,6 +102,7 @@ class Intake:
         self._lost = lost
         self._finished = finished
         self._undue = undue
+        self._crashes = crashes
         self._on_gone = gone
         self._loop = asyncio.get_running_loop()
         self._lifo = spec.order == "lifo"
@@ -238,10 +242,12 @@ class Intake:
             self._gathering -= 1
             if not self._gathering:
                 self._end_gathering()
-        if method.redelivered and self._finished.has(self.full, message.id):
-            self.ack(delivery)
-            self.flush()
-            return
+        if method.redelivered:
+            if self._finished.has(self.full, message.id):
+                self.ack(delivery)
+                self.flush()
+                return
+            message.crashes = max(message.crashes, self._crashes(self.spec.name, message.id))
         if message.due is not None and self._undue(delivery):
             self.held[number] = delivery
             return
@@ -408,6 +414,9 @@ class Intake:
         free = self.credit - len(self.held)
         # beyond what is free only as much as surely flows off before it would be given back
         wanted = min(self.credit, free + math.ceil(self._rate * STALE))
+        if len(self.levels) > 1:
+            # the next of a level must be here before the last is done, or a lower level would go first
+            wanted += min(4 + int(self._rate * LOOKAHEAD), 64)
         return max(wanted, LIFO_WINDOW if self._lifo else 1)
 
     def _kick(self) -> None:

@@ -79,6 +79,11 @@ class Channel:
         except exceptions.AMQPError as error:
             raise GoneError(str(error)) from error
 
+    async def opening(self, opened: asyncio.Future[None]) -> None:
+        self._asked.add(opened)
+        opened.add_done_callback(self._asked.discard)
+        await opened
+
     def close(self) -> None:
         if self.reason is None and self.raw.is_open:
             self.raw.close()
@@ -164,7 +169,7 @@ class Link:
             await asyncio.gather(task, return_exceptions=True)
         if raw is not None and raw.is_open:
             closed = self._loop.create_future()
-            raw.add_on_close_callback(lambda *_: closed.done() or closed.set_result(None))
+            raw.add_on_close_callback(lambda *_: _done(closed))
             raw.close()
             await asyncio.wait([closed], timeout=2.0)
         if raw is not None and not raw.is_closed:
@@ -191,6 +196,10 @@ class Link:
             return f"the server has not answered for {self._loop.time() - self.heard:.0f}s"
         return ""
 
+    def usable(self) -> None:
+        """It is as good as up for those who make it so."""
+        self._up.set()
+
     async def ready(self, timeout: float) -> None:
         """Wait until it is up. Raises :class:`BrokerError` that says why it is not."""
         try:
@@ -204,12 +213,10 @@ class Link:
         if raw is None or not raw.is_open:
             raise GoneError(self.trouble or "not connected")
         opened = self._loop.create_future()
-        channel = Channel(raw.channel(on_open_callback=lambda _raw: opened.done() or opened.set_result(None)))
+        channel = Channel(raw.channel(on_open_callback=lambda _raw: _done(opened)))
         self._channels.add(channel)
         channel.raw.add_on_close_callback(lambda *_: self._channels.discard(channel))
-        channel._asked.add(opened)
-        await opened
-        channel._asked.discard(opened)
+        await channel.opening(opened)
         return channel
 
     def rebuild(self, why: str) -> None:
@@ -356,6 +363,11 @@ class Link:
     def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change()
+
+
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _abort(raw: Any) -> None:

@@ -13,7 +13,7 @@ from handrail.message import DEFAULT_PRIORITY, Message
 from handrail_rabbitmq import names, wire
 from handrail_rabbitmq.link import Channel, GoneError
 from handrail_rabbitmq.names import HEAD, level_queue
-from handrail_rabbitmq.publishing import Item, Publisher
+from handrail_rabbitmq.publishing import Publisher
 from handrail_rabbitmq.topology import Topology
 
 #: The most messages that are looked at for one answer.

@@ -287,7 +287,7 @@ class Publisher:
                 item.done(item, SendError(str(error)))
             else:
                 again = AGAIN
-        except Exception as error:  # noqa: BLE001 - one message's trouble must not stop the rest
+        except Exception as error:
             log.exception("making what a message needs failed")
             if self._waiting and self._waiting[0] is item:
                 self._waiting.popleft()

@@ -101,8 +101,10 @@ def message(queue: str, found: pika.BasicProperties, body: bytes) -> Message:
             ours[name] = value if type(value) is str else str(value)
         elif name in _STRIPPED or name.startswith(_STRIPPED_PREFIXES):
             continue
-        elif isinstance(value, str | bytes | int | float):
+        elif isinstance(value, str | bytes | bool | float):
             headers[name] = value
+        elif isinstance(value, int):
+            headers[name] = int(value)  # pika has an integer type of its own, which nobody else can encode
         elif _travels(value):
             strange[name] = value
     kept: dict[str, Any] = {}

@@ -29,7 +29,9 @@ RABBITMQ = os.environ.get("HANDRAIL_TEST_RABBITMQ", "")
 
 def _rabbitmq(_root: Path) -> str:
     if not RABBITMQ:
-        raise UnavailableError("set HANDRAIL_TEST_RABBITMQ=amqp://…; python scripts/brokers/rabbitmq.py up brings one up")
+        raise UnavailableError(
+            "set HANDRAIL_TEST_RABBITMQ=amqp://…; python scripts/brokers/rabbitmq.py up brings one up"
+        )
     return RABBITMQ
 
 

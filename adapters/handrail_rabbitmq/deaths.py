@@ -1,0 +1,94 @@
+"""Learns from the boards of dead workers of this machine what was running when they died. It decides nothing.
+
+The server gives a dead worker's messages to others without a word about which of them were running. So each worker keeps a
+file, locked for as long as its process lives, that names its board; a file that nobody has locked is a dead worker's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+from handrail.board import running_at
+
+#: Seconds for which a dead worker's board is kept: its messages come back as slowly as somebody takes them.
+KEPT = 3600.0
+#: Seconds between two looks into the folder.
+LOOK_EVERY = 0.02
+
+#: The files of this process: its locks bind others alone.
+_mine: set[str] = set()
+
+
+class Deaths:
+    """What was running when workers of this machine died, by (queue, id)."""
+
+    def __init__(self, broker: str) -> None:
+        name = hashlib.sha256(broker.encode()).hexdigest()[:16]
+        self._folder = Path(tempfile.gettempdir(), f"handrail-{os.getuid()}", "workers", name)
+        self._file: Path | None = None
+        self._fd = -1
+        self._known: set[str] = set()
+        self._suspects: dict[tuple[str, str], int] = {}
+        self._looked = 0.0
+
+    def begin(self, board: Path) -> None:
+        """Let it be known that this process writes *board*."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = self._folder / uuid.uuid4().hex
+        _mine.add(self._file.name)
+        self._fd = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # a lock of the process, not of the descriptor: children that inherit the descriptor do not keep it alive
+        fcntl.lockf(self._fd, fcntl.LOCK_EX)
+        os.write(self._fd, os.fsencode(board))
+
+    def end(self) -> None:
+        """An orderly end leaves nothing to explain."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+            os.close(self._fd)
+            _mine.discard(self._file.name)
+            self._file = None
+
+    def crashes(self, queue: str, message_id: str) -> int:
+        """How often the message has crashed by the boards of the dead; 0 when none of them was running it."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_EVERY:
+            self._look()
+            self._looked = now
+        return self._suspects.pop((queue, message_id), 0) if self._suspects else 0
+
+    def _look(self) -> None:
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name not in _mine and entry.name not in self._known:
+                    self._judge(Path(entry.path))
+
+    def _judge(self, file: Path) -> None:
+        try:
+            fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return  # another worker tidied up
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            content = os.read(fd, 4096)
+        except OSError:
+            return  # it lives
+        finally:
+            os.close(fd)
+        if not content:
+            return  # it is just beginning
+        board = Path(os.fsdecode(content))
+        self._known.add(file.name)
+        for name, before in running_at(board).items():
+            self._suspects[name] = max(self._suspects.get(name, 0), before + 1)
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > KEPT:
+                file.unlink()
+                board.unlink(missing_ok=True)
