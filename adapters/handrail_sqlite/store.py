@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import apsw
 import apsw.bestpractice
 
 from handrail.adapter import Delivery, Depth
-from handrail.board import running_at
+from handrail.board import completed_at, running_at
 from handrail.errors import BrokerError
 from handrail.message import Message
 from handrail.outcome import Fault
@@ -400,13 +400,24 @@ class Store:
         self.db.execute(sql.REMOVE_OWNER, (number,))
 
     def inherit(self, dead: Dead) -> tuple[int, int]:
-        """Put back at the head what *dead* held; returns how many, and how many of them were running."""
+        """Put back at the head what *dead* held; returns how many, and how many of them were running.
+
+        What its board says was completed is acknowledged in its name: only the word of it was missing.
+        """
         running = running_at(dead.board) if dead.board is not None else {}
+        completed = Counter(completed_at(dead.board) if dead.board is not None else ())
         returned: list[tuple[int, int, int, int, int]] = []
+        finished: list[int] = []
         heads: list[int] = []
         crashed = 0
         for seq, queue, name, lifo, id_, attempts, starts, crashes, _again in self.db.execute(sql.HELD_BY, (dead.id,)):
-            before = running.get((name.removeprefix(dead.prefix), id_))
+            known = name.removeprefix(dead.prefix), id_
+            if completed[known]:
+                completed[known] -= 1
+                finished.append(seq)
+                self._count(queue, sql.ACTIVE, -1)
+                continue
+            before = running.get(known)
             if before is not None:
                 crashed += 1
                 returned.append((seq, attempts, starts + 1, max(crashes, before) + 1, 1))
@@ -416,6 +427,11 @@ class Store:
                 heads.append(seq)
             self._count(queue, sql.ACTIVE, -1)
             self._count(queue, sql.READY, 1)
+        if finished:
+            seqs = apsw.carray(rows.numbers(finished))
+            self._exactly(len(finished), sql.DELETE, (dead.id, seqs))
+            for statement in (sql.DELETE_BODIES, sql.DELETE_EXTRAS, sql.DELETE_FAULTS):
+                self.db.execute(statement, (seqs,))
         if returned:
             self._exactly(len(returned), sql.GIVE_BACK, (dead.id, rows.to_json(returned)))
         if heads:

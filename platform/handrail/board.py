@@ -3,20 +3,25 @@
 The dispatcher gives every job that it hands to a host a slot and writes there which message it is; the host sets the
 slot's one state byte when the handler is entered and again when its outcome is known. Neither is a system call, and
 the page cache keeps both when every process is killed: whoever finds the board of a dead worker learns exactly what
-was running, as opposed to merely handed over. A power cut may lose it; a power cut is no message's fault.
+was running, as opposed to merely handed over, and what had been completed without the broker having heard of it yet.
+A power cut may lose or garble it: a power cut is no message's fault, and completions of another boot are not believed.
 """
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import struct
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from handrail.errors import StartError
 
-EMPTY, GIVEN, RUNNING, ENDED = 0, 1, 2, 3
+#: COMPLETED is ENDED with nothing left to do but to acknowledge: no result to keep, no send under way in its host.
+EMPTY, GIVEN, RUNNING, ENDED, COMPLETED = 0, 1, 2, 3, 4
 
 #: Slots on a board: the most jobs that one worker can have in its hosts at once.
 SLOTS = 16_384
@@ -24,6 +29,9 @@ SLOTS = 16_384
 _HEAD = struct.Struct("=BHH")
 _SIZE = 320
 _NAME = _SIZE - _HEAD.size
+#: The file begins with as much as a slot: which boot of the machine it belongs to.
+_FIRST = _SIZE
+_LENGTH = _FIRST + SLOTS * _SIZE
 
 
 class Board:
@@ -34,7 +42,7 @@ class Board:
     def __init__(self, fd: int, path: Path | None) -> None:
         self.fd = fd
         self.path = path
-        self.map = mmap.mmap(fd, SLOTS * _SIZE)
+        self.map = mmap.mmap(fd, _LENGTH)
         self._free: list[int] | None = None
 
     @classmethod
@@ -51,7 +59,8 @@ class Board:
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            _reserve(fd, SLOTS * _SIZE)
+            _reserve(fd, _LENGTH)
+            os.pwrite(fd, _boot(), 0)
             return cls(fd, path)
         except OSError as error:
             if fd >= 0:
@@ -60,7 +69,7 @@ class Board:
                     path.unlink(missing_ok=True)
             raise StartError(
                 f"{path or tempfile.gettempdir()}: cannot make the board of running jobs "
-                f"({SLOTS * _SIZE >> 20} MB): {error.strerror}"
+                f"({_LENGTH >> 20} MB): {error.strerror}"
             ) from error
 
     def take(self, queue: str, message_id: str, crashes: int) -> int:
@@ -69,7 +78,7 @@ class Board:
             self._free = list(range(SLOTS - 1, -1, -1))
         slot = self._free.pop()
         name = f"{queue}\0{message_id}".encode()[:_NAME]
-        at = slot * _SIZE
+        at = _FIRST + slot * _SIZE
         # the state byte goes last: a reader after a kill between the two sees an empty slot, never a wrong name
         self.map[at + _HEAD.size : at + _HEAD.size + len(name)] = name
         _HEAD.pack_into(self.map, at, GIVEN, min(crashes, 0xFFFF), len(name))
@@ -77,16 +86,16 @@ class Board:
 
     def give_back(self, slot: int) -> None:
         """Empty *slot* for the next job."""
-        self.map[slot * _SIZE] = EMPTY
+        self.map[_FIRST + slot * _SIZE] = EMPTY
         assert self._free is not None
         self._free.append(slot)
 
     def mark(self, slot: int, state: int) -> None:
-        """Note that the job in *slot* is RUNNING or ENDED."""
-        self.map[slot * _SIZE] = state
+        """Note that the job in *slot* is RUNNING, ENDED or COMPLETED."""
+        self.map[_FIRST + slot * _SIZE] = state
 
     def state(self, slot: int) -> int:
-        return self.map[slot * _SIZE]
+        return self.map[_FIRST + slot * _SIZE]
 
     @property
     def free(self) -> int:
@@ -111,17 +120,35 @@ def _reserve(fd: int, size: int) -> None:
 
 def running_at(path: Path) -> dict[tuple[str, str], int]:
     """What was running by the board at *path*: (queue, id) → crashes it had before. Empty when there is no such board."""
-    found: dict[tuple[str, str], int] = {}
+    return {(queue, message_id): crashes for state, queue, message_id, crashes in _read(path) if state == RUNNING}
+
+
+def completed_at(path: Path) -> list[tuple[str, str]]:
+    """What was completed by the board at *path* and perhaps never acknowledged: (queue, id), once for each message."""
+    return [(queue, message_id) for state, queue, message_id, _crashes in _read(path) if state == COMPLETED]
+
+
+def _read(path: Path) -> Iterator[tuple[int, str, str, int]]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        return found
-    for at in range(0, len(data) - _SIZE + 1, _SIZE):
-        if data[at] != RUNNING:
+        return
+    believed = data[:_FIRST].rstrip(b"\0") == _boot() != b""
+    for at in range(_FIRST, len(data) - _SIZE + 1, _SIZE):
+        state = data[at]
+        if state == EMPTY or (state == COMPLETED and not believed):
             continue
         _state, crashes, length = _HEAD.unpack_from(data, at)
-        queue, _, message_id = (
-            data[at + _HEAD.size : at + _HEAD.size + length].decode("utf-8", "replace").partition("\0")
-        )
-        found[queue, message_id] = crashes
-    return found
+        name = data[at + _HEAD.size : at + _HEAD.size + length].decode("utf-8", "replace")
+        queue, _, message_id = name.partition("\0")
+        yield state, queue, message_id, crashes
+
+
+@functools.cache
+def _boot() -> bytes:
+    """What names this boot of the machine, or nothing where that cannot be known."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    except OSError:  # macOS
+        found = subprocess.run(["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, check=False)
+        return found.stdout.strip()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from handrail import board
-from handrail.board import EMPTY, ENDED, GIVEN, RUNNING, SLOTS, Board, running_at
+from handrail.board import COMPLETED, EMPTY, ENDED, GIVEN, RUNNING, SLOTS, Board, completed_at, running_at
 from handrail.errors import StartError
 
 
@@ -71,6 +71,28 @@ def test_full_and_emptied(path: Path) -> None:
     one.close()
 
 
+def test_what_was_completed(path: Path) -> None:
+    """A board tells what was completed and perhaps not acknowledged, once for each message of that name."""
+    one = Board.create(path)
+    for state in (COMPLETED, COMPLETED, ENDED):
+        one.mark(one.take("mail", "twice", 0), state)
+    one.take("mail", "given", 0)
+
+    assert completed_at(path) == [("mail", "twice"), ("mail", "twice")]
+    assert running_at(path) == {}
+    one.close()
+
+
+def test_completions_of_another_boot_are_not_believed(path: Path) -> None:
+    """After a power cut a file may hold anything: what it says was completed runs again."""
+    one = Board.create(path)
+    one.mark(one.take("mail", "1", 0), COMPLETED)
+    one.map[:4] = b"else"
+
+    assert completed_at(path) == []
+    one.close()
+
+
 def test_no_board(path: Path) -> None:
     """Where no board is, nothing was running."""
     assert running_at(path) == {}
@@ -79,7 +101,7 @@ def test_no_board(path: Path) -> None:
 def test_cut_board(path: Path) -> None:
     """A board that was cut short or holds rubbish is read as far as it goes."""
     path.parent.mkdir()
-    path.write_bytes(bytes([RUNNING]) + b"\xff" * 500)
+    path.write_bytes(bytes(320) + bytes([RUNNING]) + b"\xff" * 500)
 
     assert len(running_at(path)) == 1
 

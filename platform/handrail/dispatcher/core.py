@@ -16,7 +16,7 @@ import structlog
 
 from handrail import duration
 from handrail.adapter import Adapter, Delivery
-from handrail.board import ENDED, RUNNING, Board
+from handrail.board import COMPLETED, ENDED, RUNNING, Board
 from handrail.config.model import QueueSettings, Settings
 from handrail.dispatcher import verdict
 from handrail.dispatcher.deadlines import Deadlines
@@ -265,20 +265,23 @@ class Dispatcher:
     def _end(self, run: Run, ruling: Verdict, result: bytes | None = None, *, lingers: bool = False) -> None:
         """*run* has its outcome and frees its slot. If it *lingers*, something of it may still run in its host."""
         self._take_from(run)
+        slot = run.slot
         if lingers:
             run.host.lingering[run.token] = run
-            if self._board is not None:
-                self._board.mark(run.slot, ENDED)
-        else:
-            self._give_back_slot(run)
+            slot = -1
         lane = run.lane
         lane.finished()
         seconds = time.monotonic() - run.begun
-        lane.settler.add(Judged(run.delivery, lane.queue, ruling, seconds=seconds, result=result, started=True))
+        # the slot on the board stays until it is settled: until then, what it says is news to whoever survives us
+        lane.settler.add(
+            Judged(run.delivery, lane.queue, ruling, seconds=seconds, result=result, started=True, slot=slot)
+        )
 
     def _settled(self, judged: Judged, refused: bool) -> None:
         message = judged.delivery.message
         ruling = judged.verdict
+        if judged.slot >= 0 and self._board is not None:
+            self._board.give_back(judged.slot)
         if refused or ruling is verdict.UNSTARTED:
             if refused and judged.started:
                 self._refused(judged)
@@ -449,6 +452,8 @@ class Dispatcher:
 
     def _stop_run(self, run: Run, ruling: Verdict, why: str) -> None:
         """*run* gets its outcome now, whatever its handler is doing, and is stopped as far as its kind can be."""
+        if self._board is not None:
+            self._board.mark(run.slot, ENDED)
         if run.lane.isolated:
             self._end(run, ruling)
             self.fleet.drop(run.host)
@@ -483,6 +488,8 @@ class Dispatcher:
             elif state == RUNNING:
                 running += 1
                 self._end(run, verdict.crashed(message, lane.queue, now(), how))
+            elif state == COMPLETED:
+                self._end(run, verdict.COMPLETED)
             elif state == ENDED:
                 # it had ended, but how was never heard: it runs again, and is no suspect
                 self._end(run, verdict.interrupted(message, f"its process died as it ended ({how})"))

@@ -19,7 +19,7 @@ log = structlog.get_logger("handrail")
 class Judged:
     """A delivery, its verdict, and what people will want to know of it once it is settled."""
 
-    __slots__ = ("delivery", "queue", "result", "seconds", "started", "verdict")
+    __slots__ = ("delivery", "queue", "result", "seconds", "slot", "started", "verdict")
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Judged:
         seconds: float = 0.0,
         result: bytes | None = None,
         started: bool = False,
+        slot: int = -1,
     ) -> None:
         self.delivery = delivery
         self.queue = queue
@@ -39,6 +40,8 @@ class Judged:
         self.result = result
         #: Whether the handler was called this time.
         self.started = started
+        #: Its slot on the board, to be emptied once it is settled; -1: none, or not yet.
+        self.slot = slot
 
 
 #: Told of each judged delivery once its fate is durable; the flag says that the broker refused it (the lease was lost).

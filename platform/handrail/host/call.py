@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from handrail import codec, duration
-from handrail.board import ENDED, RUNNING, Board
+from handrail.board import COMPLETED, ENDED, RUNNING, Board
 from handrail.errors import HandlerError, Reject, RetryLater, SerialisationError
 from handrail.host import middleware, rules, tracebacks
 from handrail.host.callback import Callback
@@ -71,6 +71,8 @@ class Calls:
         self._foreign: deque[list[Any] | Callable[[], None]] = deque()
         self._awake = False
         self._closed = False
+        #: Whether some send of this host has no answer yet.
+        self.sends_busy: Callable[[], bool] = bool
         #: Shown each exception before it becomes text; for a debugger.
         self.on_error: Callable[[BaseException], None] | None = None
 
@@ -307,7 +309,9 @@ class Calls:
     def _done(self, job: Job, message: list[Any]) -> None:
         # the mark goes before the word, after which the slot may be another job's
         if self._board is not None and job.slot >= 0:
-            self._board.mark(job.slot, ENDED)
+            # were all processes killed now, a job that leaves nothing to tell would not have to run again
+            silent = message[2] == _COMPLETED and message[3] is None and not self.sends_busy()
+            self._board.mark(job.slot, COMPLETED if silent else ENDED)
         if _thread_id() == self._thread:
             self._pipe.send(message)
         else:

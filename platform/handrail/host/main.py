@@ -81,6 +81,7 @@ class Host:
         loader = Loader(load.settings, process_wide=not self._in_process)
         self.calls = calls = Calls(self._pipe, loader.root, board=board)
         self._sends = sends = PipeTransport(calls, load.settings)
+        calls.sends_busy = lambda: sends.busy
         before = transport.current()
         if isinstance(before, PipeTransport):  # of the host that this one follows, which will be gone
             before = None

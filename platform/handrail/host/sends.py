@@ -44,6 +44,11 @@ class PipeTransport:
         self._closed = False
 
     @property
+    def busy(self) -> bool:
+        """Whether some send has no answer yet."""
+        return bool(self._sends)
+
+    @property
     def settings(self) -> Settings:
         return self._settings
 

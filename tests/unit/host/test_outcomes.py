@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from handrail.board import ENDED, RUNNING
+from handrail.board import COMPLETED, ENDED, RUNNING
 from handrail.pipe import End, ToDispatcher, ToHost
 
 KINDS = pytest.mark.parametrize("define", ["def", "async def"])
@@ -567,13 +567,13 @@ def test_content_decides_what_the_message_is(project, memory, content, body, fac
 
 
 def test_the_board_shows_what_runs(project, memory):
-    """A slot is RUNNING while its handler runs and ENDED once the outcome is known."""
+    """A slot is RUNNING while its handler runs, then COMPLETED, or ENDED where more is to be done than to acknowledge."""
     project.handler("""
         import asyncio
 
         async def handler(message, callback):
             await asyncio.sleep(0.05 if message else 0)
-            callback()
+            callback(None, "a result" if message == 2 else None)
             await asyncio.sleep(3600)
         """)
 
@@ -584,9 +584,11 @@ def test_the_board_shows_what_runs(project, memory):
             await host.until(lambda: host.board.state(slot) == RUNNING)
             assert host.outcome(token) is None
             await host.done(token)
-            assert host.board.state(slot) == ENDED
+            assert host.board.state(slot) == COMPLETED
             host.send(ToHost.CANCEL, token, "cancelled")
             await host.until(lambda: host.has(ToDispatcher.FREED, token))
+            await host.done(host.run(b"2"))
+            assert host.board.state(1) == ENDED
 
     go(test())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from handrail.board import ENDED, RUNNING
+from handrail.board import COMPLETED, RUNNING
 from handrail.pipe import End, ToDispatcher, ToHost
 
 
@@ -49,7 +49,7 @@ def test_the_board_outlives_a_crash(project, child):
             host.run(b'"crash"')
             await host.until(lambda: host.process.poll() is not None)
             states = [host.board.state(slot) for slot in (0, 1)]
-            assert states == [ENDED, RUNNING]
+            assert states == [COMPLETED, RUNNING]
             assert host.process.returncode == -signal.SIGSEGV
 
     asyncio.run(test())

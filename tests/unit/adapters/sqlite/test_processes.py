@@ -16,7 +16,7 @@ import msgspec
 from sqlite_bench import WAIT, WORK, Bench, eventually, message
 
 from handrail.adapter import Depth, Verb
-from handrail.board import RUNNING, Board
+from handrail.board import COMPLETED, RUNNING, Board
 
 CONSUMER = """
     await adapter.open("worker")
@@ -127,6 +127,25 @@ async def test_a_dead_workers_messages_return_at_once(bench: Bench) -> None:
         assert [(one.message.body, one.redelivered) for one in back] == [(b"0", True), (b"1", True), (b"2", True)]
         assert [one.message.crashes for one in back] == [0, 0, 0]
         assert len(list(bench.owners.glob("*.sock"))) == 1
+
+
+async def test_what_a_dead_worker_had_completed_does_not_run_again(bench: Bench, tmp_path: Path) -> None:
+    """By the dead worker's board, a message that was completed and not acknowledged yet is acknowledged in its name."""
+    board = Board.create(tmp_path / "dead.board")
+    async with bench.worker() as worker:
+        await worker.publish([message(n, id=f"m{n}") for n in range(3)], 5)
+        process = bench.run(HOLDER, str(board.path))
+        lines(process, 3)
+        board.mark(board.take("work", "m1", 0), COMPLETED)
+        process.kill()
+
+        inbox = await bench.consume(worker)
+        back = await inbox.take(2)
+
+        assert [one.message.id for one in back] == ["m0", "m2"]
+        depth = await worker.depth("work")
+        assert (depth.ready, depth.active) == (0, 2)
+    board.close()
 
 
 async def test_only_what_was_running_is_blamed_for_a_death(bench: Bench, tmp_path: Path) -> None:
