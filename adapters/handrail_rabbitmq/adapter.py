@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -94,7 +95,7 @@ class RabbitMQAdapter:
     def place(self) -> str:
         return self._place.shown
 
-    # --- life -------------------------------------------------------------------------------------------------------------
+    # --- life ---------------------------------------------------------------------------------------------------------
 
     async def open(self, role: Role) -> None:
         if self._open:
@@ -134,8 +135,7 @@ class RabbitMQAdapter:
             self._open = False
             return
         self._open = False
-        for intake in self._intakes:
-            intake.end()
+        await asyncio.gather(*(intake.end() for intake in self._intakes))
         self._intakes.clear()
         for task in self._tasks:
             task.cancel()
@@ -164,7 +164,7 @@ class RabbitMQAdapter:
         if self._link.up:
             await self._topology.declare(queues)
 
-    # --- sending and settling -----------------------------------------------------------------------------------------------
+    # --- sending and settling -----------------------------------------------------------------------------------------
 
     async def publish(self, messages: Sequence[Message], timeout: float) -> dict[int, SendError]:
         self._check()
@@ -193,10 +193,8 @@ class RabbitMQAdapter:
             else:
                 moves.append((one, *self._move(one, intake)))
         for intake, deliveries in releases.items():
-            if intake.cancelled:
-                intake.give_back_hidden(deliveries)
-            else:
-                intake.give_back(deliveries)
+            with contextlib.suppress(GoneError):  # gone means given back
+                await (intake.give_back_hidden(deliveries) if intake.cancelled else intake.give_back(deliveries))
         if moves:
             acked += await self._moved(moves, refused)
         for intake in touched:
@@ -272,7 +270,7 @@ class RabbitMQAdapter:
                 if queue == intake.full:
                     self._finished.add(queue, message_id)
 
-    # --- taking -----------------------------------------------------------------------------------------------------------------
+    # --- taking -------------------------------------------------------------------------------------------------------
 
     async def subscribe(self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost) -> Subscription:
         self._check()
@@ -397,7 +395,7 @@ class RabbitMQAdapter:
             except (GoneError, BrokerError) as error:
                 log.debug("not watched", reason=str(error))
 
-    # --- what workers tell each other -------------------------------------------------------------------------------------------
+    # --- what workers tell each other ---------------------------------------------------------------------------------
 
     async def _listen(self) -> Channel:
         """A queue of this process's own, for what others announce and ask."""
@@ -436,7 +434,7 @@ class RabbitMQAdapter:
             for intake in self._intakes:
                 if intake.full == full:
                     intake.add_level(note)
-        except Exception as error:  # anybody may write here, and an exception in a callback ends pika's connection
+        except Exception as error:  # noqa: BLE001 - anybody may write here, and an exception ends pika's connection
             log.debug("a note that cannot be read", reason=str(error))
 
     async def _active(self, queue: str, consumers: int) -> int | None:
@@ -462,15 +460,19 @@ class RabbitMQAdapter:
             del self._answers[ask]
         return total
 
-    # --- looking and tidying ------------------------------------------------------------------------------------------------------
+    # --- looking and tidying ------------------------------------------------------------------------------------------
 
     async def depth(self, queue: str) -> Depth:
         self._check()
         try:
-            ready, delayed, dead, consumers = await self._looking.depth(queue)
-            if ready is None:
-                return Depth(None, None, None, None)
-            return Depth(ready, delayed, await self._active(queue, consumers), dead)
+            for _ in range(3):  # the server tells for a moment of consumers that have left
+                ready, delayed, dead, consumers = await self._looking.depth(queue)
+                if ready is None:
+                    return Depth(None, None, None, None)
+                active = await self._active(queue, consumers)
+                if active is not None:
+                    break
+            return Depth(ready, delayed, active, dead)
         except GoneError as error:
             raise BrokerError(f"{self.place}: {error}") from error
 
@@ -503,7 +505,7 @@ class RabbitMQAdapter:
         except GoneError as error:
             raise BrokerError(f"{self.place}: {error}") from error
 
-    # --- health -------------------------------------------------------------------------------------------------------------------
+    # --- health -------------------------------------------------------------------------------------------------------
 
     def health(self) -> Health:
         if not self._open:

@@ -33,6 +33,8 @@ STALE = 0.1
 GATHER = 0.25
 #: The least that is fetched of a queue that is served newest first: order goes no further than that.
 LIFO_WINDOW = 200
+#: Deliveries that are given back in one go, and seconds between: from 32 on the server gathers them, in no order.
+BACK, BREATH = 24, 0.005
 #: Seconds of work that is fetched beyond the credit of each level when there are several.
 LOOKAHEAD = 0.02
 #: Seconds between replacements of a consumer by one with another prefetch.
@@ -135,7 +137,7 @@ class Intake:
         self._measured = self._loop.time()
         self._keep: set[Any] = set()
 
-    # --- the port ---------------------------------------------------------------------------------------------------------
+    # --- the port -----------------------------------------------------------------------------------------------------
 
     def set_credit(self, credit: int) -> None:
         self.credit = credit
@@ -158,13 +160,11 @@ class Intake:
         self._kick()
         while self._worker is not None:
             await asyncio.shield(self._worker)
-        if self._hidden and not self.held:
-            self.give_back_hidden()
-        elif self._hidden:
+        if self._hidden:
             # in their order, after what the dispatcher gives back in a moment
-            self._loop.call_later(STALE, self.give_back_hidden)
+            self._loop.call_later(STALE if self.held else 0.0, self._give_back_later)
 
-    # --- life -------------------------------------------------------------------------------------------------------------
+    # --- life ---------------------------------------------------------------------------------------------------------
 
     async def begin(self, levels: set[Level]) -> None:
         """On a new connection, or after the channel closed: consume. Raises :class:`GoneError`."""
@@ -201,25 +201,23 @@ class Intake:
             self._lost(lost)
         self._on_gone(self)
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Give everything back, in order, and close the channel."""
         self.cancelled = True
+        self._kick()
+        if self._worker is not None:
+            # what is given back while a consumer stands would come to it again
+            await asyncio.wait([self._worker], timeout=2.0)
         channel = self.channel
         if channel is None:
             return
         self.channel = None
         for delivery in (*self.held.values(), *self._hidden, *self._arrived):
             delivery.tag.state = LOST
-        try:
-            # one by one: a queue gives back a batch in no certain order
-            for number in self._outstanding:
-                if number not in self._nacked:
-                    channel.tell(channel.raw.basic_nack, number, multiple=False, requeue=True)
-            channel.close()
-        except GoneError as error:
-            log.debug("gone before it was closed", queue=self.spec.name, reason=str(error))
+        # a channel that closes gives all back at once, in order
+        channel.close()
 
-    # --- what comes ---------------------------------------------------------------------------------------------------------
+    # --- what comes ---------------------------------------------------------------------------------------------------
 
     def _on_message(self, consumer: Consumer, method: Any, properties: Any, body: bytes) -> None:
         try:
@@ -318,7 +316,7 @@ class Intake:
             self._gather_timer = None
         self._loop.call_soon(self._pump)
 
-    # --- what goes ------------------------------------------------------------------------------------------------------------
+    # --- what goes ----------------------------------------------------------------------------------------------------
 
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge with the next :meth:`flush`."""
@@ -329,15 +327,33 @@ class Intake:
         self._acked.add(tag.number)
         self._settled += 1
 
-    def nack(self, delivery: Delivery) -> None:
-        """Give back untouched, at once."""
-        tag: Tag = delivery.tag
-        tag.state = DONE
-        tag.consumer.unsettled -= 1
-        self.held.pop(tag.number, None)
-        self._nacked.add(tag.number)
-        if self.channel is not None:
-            self.channel.tell(self.channel.raw.basic_nack, tag.number, multiple=False, requeue=True)
+    async def give_back(self, deliveries: list[Delivery]) -> None:
+        """Give *deliveries* back untouched, in the order in which they came. Raises :class:`GoneError`."""
+        for delivery in deliveries:
+            tag: Tag = delivery.tag
+            tag.state = DONE
+            tag.consumer.unsettled -= 1
+            self.held.pop(tag.number, None)
+            self._nacked.add(tag.number)
+        channel = self.channel
+        if channel is None or not deliveries:
+            return
+        if self.cancelled and not self.held and not self._hidden:
+            self.flush()
+            self.channel = None
+            channel.close()
+        else:
+            await self._send_back(channel, [(one.tag.number, one.tag.consumer.level) for one in deliveries])
+
+    async def _send_back(self, channel: Channel, numbers: list[tuple[int, Level]]) -> None:
+        raw = channel.raw
+        for level in {level for _number, level in numbers}:
+            mine = sorted(number for number, one in numbers if one == level)
+            for start in range(0, len(mine), BACK):
+                for number in mine[start : start + BACK]:
+                    channel.tell(raw.basic_nack, number, multiple=False, requeue=True)
+                if len(mine) - start >= BACK:
+                    await asyncio.sleep(BREATH)
 
     def flush(self) -> Channel | None:
         """Send acknowledgements: the longest finished prefix in one, the rest singly. The channel they went by."""
@@ -368,16 +384,21 @@ class Intake:
         self._pump()
         return channel
 
-    def give_back_hidden(self, also: list[Delivery] | None = None) -> None:
-        """Give the hidden back, together with *also*, in the order in which they came."""
+    async def give_back_hidden(self, also: list[Delivery] | None = None) -> None:
+        """Give the hidden back, together with *also*, in the order in which they came. Raises :class:`GoneError`."""
         hidden, self._hidden = self._hidden, []
-        if self.channel is not None:
-            self.give_back([*hidden, *(also or [])])
+        await self.give_back([*hidden, *(also or [])])
 
-    def give_back(self, deliveries: list[Delivery]) -> None:
-        """Give *deliveries* back, in the order in which they came."""
-        for delivery in sorted(deliveries, key=lambda one: one.tag.number):
-            self.nack(delivery)
+    def _give_back_later(self) -> None:
+        async def give_back() -> None:
+            try:
+                await self.give_back_hidden()
+            except GoneError as error:
+                log.debug("gone before it was given back", queue=self.spec.name, reason=str(error))
+
+        task = self._loop.create_task(give_back())
+        self._keep.add(task)
+        task.add_done_callback(self._keep.discard)
 
     def _measure(self) -> None:
         now = self._loop.time()
@@ -387,7 +408,7 @@ class Intake:
             self._settled = 0
             self._measured = now
 
-    # --- consumers ------------------------------------------------------------------------------------------------------------
+    # --- consumers ----------------------------------------------------------------------------------------------------
 
     def add_level(self, level: Level) -> None:
         if level not in self.levels:
@@ -453,7 +474,7 @@ class Intake:
             for one in list(self._consumers.values()):
                 await self._stop(channel, one)
             if self.paused and not self.cancelled:
-                self.give_back_hidden()
+                await self.give_back_hidden()
             return
         if self._give_back:
             self._give_back = False
@@ -462,7 +483,7 @@ class Intake:
             for one in [self._consumers[level] for level in levels if level in self._consumers]:
                 await self._stop(channel, one)
             if self.credit <= len(self.held):
-                self.give_back_hidden()
+                await self.give_back_hidden()
             else:
                 self._loop.call_soon(self._pump)
                 return
@@ -525,7 +546,7 @@ class Intake:
                 if self.channel is not None:
                     self.channel.close()
 
-    # --- health ---------------------------------------------------------------------------------------------------------------
+    # --- health -------------------------------------------------------------------------------------------------------
 
     @property
     def consumes(self) -> bool:
@@ -534,7 +555,11 @@ class Intake:
 
     @property
     def subscribed(self) -> bool:
-        return self.paused or self.cancelled or (self.channel is not None and bool(self._consumers or self.held))
+        return (
+            self.paused
+            or self.cancelled
+            or (self.channel is not None and bool(self._consumers or self.held or self._worker))
+        )
 
     async def stuck(self, channel: Channel, patience: float) -> bool:
         """Whether messages are ready and there is room, and yet nothing came for *patience* seconds."""

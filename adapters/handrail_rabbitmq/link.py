@@ -247,7 +247,7 @@ class Link:
                     first.set_result(None)
                 self._notice.down(self.name, str(error))
                 self._changed()
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                await asyncio.sleep(_spread(pause))
                 pause = min(pause * 2, LONGEST_PAUSE)
                 continue
             lost = self._lost = self._loop.create_future()
@@ -278,7 +278,7 @@ class Link:
             self._notice.down(self.name, why)
             if time.monotonic() - began > LONGEST_PAUSE:
                 pause = FIRST_PAUSE
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            await asyncio.sleep(_spread(pause))
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _connect(self) -> Any:
@@ -363,6 +363,11 @@ class Link:
     def _changed(self) -> None:
         if self.on_change is not None:
             self.on_change()
+
+
+def _spread(seconds: float) -> float:
+    """Some of *seconds*: not all clients shall come back at once."""
+    return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
 def _done(future: asyncio.Future[None]) -> None:

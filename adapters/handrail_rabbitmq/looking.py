@@ -44,7 +44,7 @@ class Looking:
         self._topology = topology
         self._publisher = publisher
 
-    # --- what is there ------------------------------------------------------------------------------------------------------
+    # --- what is there ------------------------------------------------------------------------------------------------
 
     async def levels(self, queue: str) -> list[int | str]:
         """The levels of *queue* that exist, the queue itself among them, best first."""
@@ -132,7 +132,7 @@ class Looking:
         full = self._topology.full(queue)
         return one.target == full or one.target in {level_queue(full, level) for level in names.levels()}
 
-    # --- what the port asks -----------------------------------------------------------------------------------------------------
+    # --- what the port asks -------------------------------------------------------------------------------------------
 
     async def messages(self, queue: str, state: State, most: int) -> list[Message]:
         """Messages of *state*, in their order of delivery (dead: newest first), at least the first *most*."""

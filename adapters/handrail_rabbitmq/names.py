@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -100,5 +101,5 @@ def way(seconds: float) -> list[Hop]:
 
 def routes(way: list[Hop], queue: str) -> tuple[str, list[str]]:
     """Routing key for the entry and ``CC`` header that lead along *way* to *queue*."""
-    cc = [f"{before.power}>{hop}" for before, hop in zip(way, way[1:], strict=False)]
+    cc = [f"{before.power}>{hop}" for before, hop in itertools.pairwise(way)]
     return f">{way[0]}", [*cc, f"{way[-1].power}>.", queue]

@@ -1,4 +1,4 @@
-"""Where a RabbitMQ server is and how to reach it, from a URL and the broker's options. It does no I/O but reading certificates."""
+"""Where a RabbitMQ server is and how to reach it, from URL and options. It does no I/O but reading certificates."""
 
 from __future__ import annotations
 

@@ -72,6 +72,8 @@ class Publisher:
         self._channel: Channel | None = None
         self._waiting: deque[Item] = deque()
         self._sent: dict[int, Item] = {}
+        #: Came back; to be offered again in a moment.
+        self._parked: set[Item] = set()
         self._bytes = 0
         self._next = 1
         self._low = 1
@@ -123,7 +125,8 @@ class Publisher:
     def close(self) -> None:
         self._closed = True
         error = SendError(f"{self._link.place.shown}: the adapter was closed before the server confirmed")
-        waiting = [*self._sent.values(), *self._waiting]
+        waiting = [*self._sent.values(), *self._waiting, *self._parked]
+        self._parked.clear()
         self._sent.clear()
         self._waiting.clear()
         for item in waiting:
@@ -303,7 +306,7 @@ class Publisher:
     def unblocked(self) -> None:
         self._drain()
 
-    # --- what the server tells ------------------------------------------------------------------------------------------
+    # --- what the server tells ----------------------------------------------------------------------------------------
 
     def _on_return(self, _channel: Any, method: Any, properties: BasicProperties, _body: bytes) -> None:
         for item in self._sent.values():
@@ -335,6 +338,15 @@ class Publisher:
         if self._waiting:
             self._drain()
 
+    def _offer_again(self, item: Item) -> None:
+        if item in self._parked:
+            self._parked.discard(item)
+            if not item.fixed:
+                item.exchange = item.key = ""
+            self._topology.forget()
+            self._waiting.appendleft(item)
+            self._drain()
+
     def _confirmed(self, item: Item, *, refused: bool) -> None:
         if item.gone:
             return
@@ -344,10 +356,9 @@ class Publisher:
         elif item.returned and not item.tried:
             # somebody deleted what was known to be there: make it again, once
             item.tried, item.returned = True, False
-            if not item.fixed:
-                item.exchange = item.key = ""
-            self._topology.forget()
-            self._waiting.appendleft(item)
+            self._parked.add(item)
+            # a queue made while its namesake is still being deleted swallows messages (seen with quorum queues of 3.10)
+            self._loop.call_later(AGAIN, self._offer_again, item)
         elif item.returned:
             item.done(
                 item, SendError(f"{self._link.place.shown}: no queue {item.key!r} on the server takes the message")

@@ -132,7 +132,7 @@ class Topology:
             return
         await channel.ask(channel.raw.queue_declare, name, durable=True, arguments=arguments(kind))
 
-    # --- what messages need --------------------------------------------------------------------------------------------
+    # --- what messages need -------------------------------------------------------------------------------------------
 
     def has(self, name: str) -> bool:
         return name in self._made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from typing import Any
 
 import msgspec
@@ -158,4 +158,4 @@ def _travels(value: Any) -> bool:
         return all(_travels(one) for one in value.values())
     if isinstance(value, list):
         return all(_travels(one) for one in value)
-    return value is None or isinstance(value, str | bytes | int | datetime.datetime)
+    return value is None or isinstance(value, str | bytes | int | dt.datetime)

@@ -35,6 +35,9 @@ BINARIES = ("/usr/lib/rabbitmq/bin", "/opt/homebrew/opt/rabbitmq/sbin", "/usr/lo
 #: Seconds for the server to accept clients. It takes about five on a machine with nothing else to do.
 PATIENCE = 120.0
 
+#: What this process started: kept, for the server is meant to outlive it.
+_started: list[subprocess.Popen[bytes]] = []
+
 
 class UnavailableError(Exception):
     """The server cannot be had here; the text says why, and what to do."""
@@ -134,6 +137,7 @@ def up() -> str:
             stderr=console,
             start_new_session=True,
         )
+    _started.append(process)
     state["pid"] = process.pid
     STATE.write_text(json.dumps(state))
     end = time.monotonic() + PATIENCE
