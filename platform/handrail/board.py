@@ -23,14 +23,20 @@ from handrail.errors import StartError
 #: COMPLETED is ENDED with nothing left to do but to acknowledge: no result to keep, no send under way in its host.
 EMPTY, GIVEN, RUNNING, ENDED, COMPLETED = 0, 1, 2, 3, 4
 
-#: Slots on a board: the most jobs that one worker can have in its hosts at once.
+#: Slots on a board. A worker may run more jobs than that; those without a slot pass for running wherever that is asked.
 SLOTS = 16_384
+#: The slot of a job for which there was none.
+NO_SLOT = -1
 #: state, crashes so far, length of the name; then the name itself (queue, NUL, id), 128 + 1 + 128 bytes at most.
 _HEAD = struct.Struct("=BHH")
+#: At the end of a slot: when its handler was entered, in monotonic seconds.
+_BEGUN = struct.Struct("=d")
 _SIZE = 320
-_NAME = _SIZE - _HEAD.size
+_NAME = _SIZE - _HEAD.size - _BEGUN.size
 #: The file begins with as much as a slot: which boot of the machine it belongs to.
 _FIRST = _SIZE
+#: From the beginning of one slot to where the time of its beginning stands, counted from the file's.
+_BEGUN_AT = _FIRST + _SIZE - _BEGUN.size
 _LENGTH = _FIRST + SLOTS * _SIZE
 
 
@@ -73,11 +79,14 @@ class Board:
             ) from error
 
     def take(self, queue: str, message_id: str, crashes: int) -> int:
-        """A free slot, now GIVEN to that message. Raises ``IndexError`` when all are taken."""
+        """A free slot, now GIVEN to that message; :data:`NO_SLOT` when all are taken."""
         if self._free is None:
             self._free = list(range(SLOTS - 1, -1, -1))
+        # an id from the wire may be text that is no UTF-8
+        name = f"{queue}\0{message_id}".encode("utf-8", "replace")[:_NAME]
+        if not self._free:
+            return NO_SLOT
         slot = self._free.pop()
-        name = f"{queue}\0{message_id}".encode()[:_NAME]
         at = _FIRST + slot * _SIZE
         # the state byte goes last: a reader after a kill between the two sees an empty slot, never a wrong name
         self.map[at + _HEAD.size : at + _HEAD.size + len(name)] = name
@@ -86,16 +95,33 @@ class Board:
 
     def give_back(self, slot: int) -> None:
         """Empty *slot* for the next job."""
+        if slot < 0:
+            return
         self.map[_FIRST + slot * _SIZE] = EMPTY
         assert self._free is not None
         self._free.append(slot)
 
     def mark(self, slot: int, state: int) -> None:
         """Note that the job in *slot* is RUNNING, ENDED or COMPLETED."""
-        self.map[_FIRST + slot * _SIZE] = state
+        if slot >= 0:
+            self.map[_FIRST + slot * _SIZE] = state
+
+    def begin(self, slot: int, moment: float) -> None:
+        """Note that the job in *slot* is RUNNING, its handler having been entered at *moment*, in monotonic seconds."""
+        if slot >= 0:
+            # the state byte goes last, as above
+            _BEGUN.pack_into(self.map, _BEGUN_AT + slot * _SIZE, moment)
+            self.map[_FIRST + slot * _SIZE] = RUNNING
 
     def state(self, slot: int) -> int:
-        return self.map[_FIRST + slot * _SIZE]
+        return self.map[_FIRST + slot * _SIZE] if slot >= 0 else RUNNING
+
+    def begun(self, slot: int) -> float:
+        """When the job in *slot* was begun, in monotonic seconds; 0 when nobody said."""
+        if slot < 0:
+            return 0.0
+        (moment,) = _BEGUN.unpack_from(self.map, _BEGUN_AT + slot * _SIZE)
+        return float(moment)
 
     @property
     def free(self) -> int:

@@ -113,6 +113,8 @@ _decoder = msgspec.msgpack.Decoder()
 
 #: The most a frame may hold; a length beyond it means the stream is out of step.
 LARGEST_FRAME = 1 << 30
+#: A frame of that many bytes leaves at once rather than at the end of the turn.
+FULL_FRAME = 1 << 24
 
 #: What stands before the messages of a frame: its length, then msgpack's mark of an array with a 32-bit count.
 _HEAD = struct.Struct(">IBI")
@@ -144,6 +146,8 @@ class _Outbox:
         before = len(frame)
         try:
             _encoder.encode_into(message, frame, -1)
+            if len(frame) - before > LARGEST_FRAME - FULL_FRAME:
+                raise OverflowError(f"{len(frame) - before:,} bytes are more than fit between two processes")
         except BaseException:
             del frame[before:]
             raise
@@ -218,7 +222,9 @@ class SocketPipe(asyncio.Protocol):
         """Queue *message*; raises ``TypeError``, ``OverflowError`` or ``UnicodeError`` for one that msgpack cannot carry."""
         first = not self._out.count
         self._out.add(message)
-        if first:
+        if len(self._out.frame) >= FULL_FRAME:
+            self.flush()
+        elif first:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:

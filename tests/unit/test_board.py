@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from handrail import board
-from handrail.board import COMPLETED, EMPTY, ENDED, GIVEN, RUNNING, SLOTS, Board, completed_at, running_at
+from handrail.board import COMPLETED, EMPTY, ENDED, GIVEN, NO_SLOT, RUNNING, SLOTS, Board, completed_at, running_at
 from handrail.errors import StartError
 
 
@@ -56,18 +56,35 @@ def test_shorter_name_after_a_longer(path: Path) -> None:
 
 
 def test_full_and_emptied(path: Path) -> None:
-    """A full board refuses the next job; what is given back can be taken again."""
+    """A full board has no slot for the next job, which passes for running; what is given back can be taken again."""
     one = Board.create(path)
     assert one.free == SLOTS
     slots = {one.take("q", str(number), 0) for number in range(SLOTS)}
     assert len(slots) == SLOTS
     assert one.free == 0
 
-    with pytest.raises(IndexError):
-        one.take("q", "one too many", 0)
+    beyond = one.take("q", "one too many", 0)
+    one.begin(beyond, 1.0)
+    one.mark(beyond, ENDED)
 
+    assert beyond == NO_SLOT
+    assert one.state(beyond) == RUNNING
+    assert (len(running_at(path)), one.free) == (0, 0)
+    one.give_back(beyond)
+    assert one.free == 0
     one.give_back(7)
     assert one.take("q", "fits", 0) == 7
+    one.close()
+
+
+def test_when_it_was_begun(path: Path) -> None:
+    """The board tells when a handler was entered, and not of the job that had its slot before."""
+    one = Board.create(path)
+    slot = one.take("q" * 128, "i" * 128, 0)
+    one.begin(slot, 12.5)
+
+    assert (one.state(slot), one.begun(slot)) == (RUNNING, 12.5)
+    assert running_at(path) == {("q" * 128, "i" * 128): 0}
     one.close()
 
 

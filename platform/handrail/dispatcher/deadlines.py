@@ -43,17 +43,29 @@ class Deadlines:
             if run.deadline is None or run.limit is None:
                 continue
             if run.deadline <= moment:
-                if self._board is None or self._board.state(run.slot) != GIVEN:
+                begun = self._begun(run)
+                if begun is None:
+                    # handed over but not begun, for its host is busy: its time has not started to run
+                    run.deadline = moment + run.limit
+                elif begun + run.limit <= moment:
                     passed.append(run)
                     continue
-                # handed over but not begun, for its host is busy: its time has not started to run
-                run.deadline = moment + run.limit
+                else:
+                    run.deadline = begun + run.limit
             if earliest is None or run.deadline < earliest:
                 earliest = run.deadline
         if earliest is not None:
             self._set(earliest)
         if passed:
             self._passed(passed)
+
+    def _begun(self, run: Run) -> float | None:
+        """When the handler of *run* was entered, or None while it is not."""
+        if self._board is None:
+            return run.begun
+        if self._board.state(run.slot) == GIVEN:
+            return None
+        return max(run.begun, self._board.begun(run.slot))
 
     def stop(self) -> None:
         if self._timer is not None:

@@ -10,13 +10,14 @@ import asyncio
 import contextvars
 import inspect
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from handrail import codec, duration
-from handrail.board import COMPLETED, ENDED, RUNNING, Board
+from handrail.board import COMPLETED, ENDED, Board
 from handrail.errors import HandlerError, Reject, RetryLater, SerialisationError
 from handrail.host import middleware, rules, tracebacks
 from handrail.host.callback import Callback
@@ -43,6 +44,7 @@ _GIVEN_UP = {"timeout": "it had timed out", "cancelled": "it was cancelled", "dr
 
 _copy_context = contextvars.copy_context
 _thread_id = threading.get_ident
+_monotonic = time.monotonic
 
 
 class Calls:
@@ -106,7 +108,7 @@ class Calls:
         while foreign:
             item = foreign.popleft()
             if isinstance(item, list):
-                self._pipe.send(item)
+                self._tell(item)
             else:
                 item()
 
@@ -211,7 +213,7 @@ class Calls:
         if job.token not in self.open:
             return False  # given up before its thread began
         if self._board is not None and job.slot >= 0:
-            self._board.mark(job.slot, RUNNING)
+            self._board.begin(job.slot, _monotonic())
         facts = job._facts
         try:
             if facts[5] == JSON or codec.content_of(binding.content, facts[5], facts[4]) != "bytes":
@@ -313,9 +315,18 @@ class Calls:
             silent = message[2] == _COMPLETED and message[3] is None and not self.sends_busy()
             self._board.mark(job.slot, COMPLETED if silent else ENDED)
         if _thread_id() == self._thread:
-            self._pipe.send(message)
+            self._tell(message)
         else:
             self.post(message)
+
+    def _tell(self, message: list[Any]) -> None:
+        """Send *message*; where it is an outcome that is too large for the pipe, that is the outcome."""
+        try:
+            self._pipe.send(message)
+        except (OverflowError, ValueError) as error:
+            if message[0] != _DONE:
+                raise
+            self._pipe.send([_DONE, message[1], _FAILED, "", f"its result cannot be kept: {error}", "", -1])
 
     def fired(self, job: Job, error: Any, result: Any) -> None:
         """The callback was called."""
