@@ -83,16 +83,20 @@ class Settler:
                     # only a closed adapter raises; what it held goes back to the queue by its own means
                     log.error("not settled", broker=self._adapter.place, messages=len(batch), error=str(error))
                     refused.update(range(len(batch)))
+                except Exception:  # a fault in an adapter: what gathers behind this batch has to go on
+                    log.exception("not settled; please report this", broker=self._adapter.place, messages=len(batch))
+                    refused.update(range(len(batch)))
                 else:
                     if lost:
                         gone = {id(one) for one in lost}
                         refused.update(at for at, one in enumerate(settlements) if id(one) in gone)
                 for at, one in enumerate(batch):
-                    self._settled(one, at in refused)
+                    try:
+                        self._settled(one, at in refused)
+                    except Exception:  # whoever wants to know of one may not keep it from the others
+                        log.exception("an outcome was settled and could not be told", id=one.delivery.message.id)
         finally:
             self._task = None
-            if self._waiting:  # only after an exception, which the loop reports; what gathered still goes out
-                self._task = asyncio.get_running_loop().create_task(self._run())
 
 
 def now() -> float:

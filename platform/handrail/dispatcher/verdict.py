@@ -8,7 +8,7 @@ from handrail import duration
 from handrail.adapter import Verb
 from handrail.config.model import ErrorRule, QueueSettings
 from handrail.message import Message
-from handrail.outcome import Fault, Outcome, clip
+from handrail.outcome import Backoff, Fault, Outcome, clip
 
 _replace = msgspec.structs.replace
 
@@ -52,7 +52,7 @@ def failed(
         backoff = options.backoff
     else:
         backoff = queue.backoff
-    wait = backoff.seconds(attempts)
+    wait = _wait(backoff, attempts)
     counted.due = now + wait if wait > 0 else None
     return Verdict(Outcome.FAILED, Verb.MOVE, counted, clip(reason), clip(traceback), wait)
 
@@ -113,6 +113,16 @@ def before_start(message: Message, queue: QueueSettings, now: float) -> Verdict 
             reason = f"not started within {duration.text(expires)} of becoming due"
             return Verdict(Outcome.EXPIRED, Verb.ACK, reason=reason)
     return None
+
+
+def _wait(backoff: Backoff, failed: int) -> float:
+    """What *backoff* says, within what every broker can hold: the numbers in it may come from the wire."""
+    try:
+        wait = backoff.seconds(failed)
+    except OverflowError:
+        return duration.LONGEST
+    # a NaN is neither
+    return min(wait, duration.LONGEST) if wait > 0 else 0.0
 
 
 def _starts_spent(counted: Message, queue: QueueSettings) -> str | None:
