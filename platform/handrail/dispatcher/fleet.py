@@ -31,6 +31,11 @@ CALM = 30.0
 LONGEST_PAUSE = 30.0
 
 
+def pause(deaths: int) -> float:
+    """Seconds to wait before a host is started after so many *deaths*, failed starts included, in a row."""
+    return min(0.1 * 2 ** min(deaths - 1, 60), LONGEST_PAUSE) if deaths else 0.0
+
+
 class Generation:
     """The hosts of one state of the code: shared ones, some for each queue that wants isolation, one for suspects."""
 
@@ -56,6 +61,7 @@ class Generation:
         return [name for name in self.queues if self.settings.queues[name].isolation != "process"]
 
     def hosts(self) -> list[Host]:
+        """The hosts that serve it now; one that was dropped may still be ending."""
         isolated = itertools.chain.from_iterable(self.isolated.values())
         return [*self.shared, *isolated, *([self.quarantine] if self.quarantine is not None else [])]
 
@@ -90,22 +96,26 @@ class Fleet:
         self._tasks = Tasks("starting or ending a host")
         self.current: Generation | None = None
         self._retired: list[Generation] = []
+        #: Every host that was started and has not ended for good, wherever it belongs.
+        self._living: set[Host] = set()
         self.stopping = False
 
     # -- generations ---------------------------------------------------------------------------------------------------
 
     async def load(self, settings: Settings, queues: list[str]) -> Generation:
         """Start the hosts of a new generation and wait until they are ready. Raises LoadError; then nothing of it is left."""
+        if self.stopping:
+            raise LoadError(["the worker stops: nothing is loaded any more"])
         generation = Generation(f"{next(self._names)}", settings, queues)
         if generation.common:
             generation.shared = [self._new(generation, generation.common) for _ in range(self._processes)]
         for name in queues:
             if name not in generation.common:
                 # one at once, so that its handler is known to load and the first job need not wait
-                generation.isolated[name] = [self._new(generation, [name])]
+                generation.isolated[name] = [self._new(generation, [name], alone=True)]
         hosts = generation.hosts()
         try:
-            results = await asyncio.gather(*(host.start() for host in hosts), return_exceptions=True)
+            results = await asyncio.gather(*(self._begin(host) for host in hosts), return_exceptions=True)
             problems: dict[str, None] = {}
             for result in results:
                 if isinstance(result, LoadError):
@@ -114,18 +124,28 @@ class Fleet:
                     raise result
             if problems:
                 raise LoadError(list(problems))
+            if self.stopping:
+                raise LoadError(["the worker stops: what was loaded is not used any more"])
         except BaseException:
-            await asyncio.gather(*(host.ended_for_good() for host in hosts))
+            await self.discard(generation, hosts)
             raise
         for host in hosts:
             generation.found.update({found.queue: found for found in host.found})
         return generation
+
+    @staticmethod
+    async def discard(generation: Generation, hosts: list[Host] | None = None) -> None:
+        """Kill the hosts of a *generation* that was not promoted; returns when nothing of them is left."""
+        await asyncio.gather(*(host.ended_for_good() for host in hosts or generation.hosts()))
 
     def promote(self, generation: Generation) -> None:
         """From now on *generation* gets the new jobs. The one before it keeps what it runs until :meth:`retire_old`."""
         if self.current is not None:
             self._retired.append(self.current)
         self.current = generation
+        for host in generation.hosts():
+            if host.ended:  # between being ready and this
+                self._missing(generation, host)
 
     def retire_old(self) -> None:
         """Let the hosts of former generations end as soon as nothing runs in them."""
@@ -134,8 +154,7 @@ class Fleet:
                 self.retire(host)
 
     def __iter__(self) -> Iterator[Host]:
-        generations = [*([self.current] if self.current is not None else []), *self._retired]
-        return itertools.chain.from_iterable([generation.hosts() for generation in generations])
+        return iter(list(self._living))
 
     # -- choosing ------------------------------------------------------------------------------------------------------
 
@@ -181,7 +200,7 @@ class Fleet:
 
     # -- starting ------------------------------------------------------------------------------------------------------
 
-    def _new(self, generation: Generation, queues: list[str]) -> Host:
+    def _new(self, generation: Generation, queues: list[str], *, alone: bool = False) -> Host:
         return Host(
             self._make_body(),
             generation.settings,
@@ -190,13 +209,22 @@ class Fleet:
             board=self._board,
             receive=self._receive,
             lost=self._gone,
+            alone=alone,
         )
 
-    async def _start(self, generation: Generation, queues: list[str], what: str) -> Host | None:
-        """One more host for *queues*, or None when it does not load; then it says so and waits a second."""
-        host = self._new(generation, queues)
+    async def _begin(self, host: Host) -> None:
+        self._living.add(host)
         try:
             await host.start()
+        except BaseException:
+            self._living.discard(host)  # `start` has seen to its end
+            raise
+
+    async def _start(self, generation: Generation, queues: list[str], what: str, *, alone: bool = False) -> Host | None:
+        """One more host for *queues*, or None when it does not load; then it says so and waits a second."""
+        host = self._new(generation, queues, alone=alone)
+        try:
+            await self._begin(host)
         except LoadError as error:
             log.error("a host did not start; it is tried again", serves=what, error=str(error))
             await asyncio.sleep(1.0)
@@ -210,7 +238,7 @@ class Fleet:
 
     async def _start_isolated(self, generation: Generation, name: str) -> None:
         try:
-            host = await self._start(generation, [name], name)
+            host = await self._start(generation, [name], name, alone=True)
             if host is not None:
                 generation.isolated[name].append(host)
         finally:
@@ -219,7 +247,7 @@ class Fleet:
 
     async def _start_quarantine(self, generation: Generation) -> None:
         try:
-            host = await self._start(generation, generation.common, "messages whose process died")
+            host = await self._start(generation, generation.common, "messages whose process died", alone=True)
             if host is not None:
                 generation.quarantine = host
         finally:
@@ -229,19 +257,19 @@ class Fleet:
     async def _start_shared(self, generation: Generation) -> None:
         """One more shared host, tried again with growing pauses until it is up."""
         while generation is self.current and not self.stopping:
-            if generation.deaths:
-                await asyncio.sleep(min(0.1 * 2 ** (generation.deaths - 1), LONGEST_PAUSE))
+            await asyncio.sleep(pause(generation.deaths))
             generation.deaths += 1
             host = await self._start(generation, generation.common, ", ".join(generation.common))
             if host is not None:
                 generation.shared.append(host)
                 self._started(generation, host)
-                asyncio.get_running_loop().call_later(CALM, self._calm, generation)
+                asyncio.get_running_loop().call_later(CALM, self._calm, generation, host)
                 return
 
     @staticmethod
-    def _calm(generation: Generation) -> None:
-        generation.deaths = max(0, generation.deaths - 1)
+    def _calm(generation: Generation, host: Host) -> None:
+        if not host.ended:
+            generation.deaths = 0
 
     # -- ending --------------------------------------------------------------------------------------------------------
 
@@ -259,10 +287,11 @@ class Fleet:
         await host.leave()
 
     def replace(self, host: Host) -> None:
-        """Retire the shared *host* once another has taken its place."""
+        """Retire the shared *host* once another has taken its place; until then it serves."""
         generation = self.current
-        if generation is not None and host in generation.shared:
-            host.draining = True
+        if generation is not None and host in generation.shared and not host.replaced and not self.stopping:
+            log.warning("the host is replaced: as many threads are abandoned as may run", pid=host.pid)
+            host.replaced = True
             self._tasks.spawn(self._replace(generation, host))
 
     async def _replace(self, generation: Generation, host: Host) -> None:
@@ -285,25 +314,39 @@ class Fleet:
         return [*([self.current] if self.current is not None else []), *self._retired]
 
     def _gone(self, host: Host, how: str) -> None:
+        self._living.discard(host)
         crashed = not host.ending
         self._lost(host, how)
         for generation in self._generations():
-            was_shared = host in generation.shared
-            generation.remove(host)
-            if crashed and was_shared and generation is self.current and not self.stopping:
-                self._tasks.spawn(self._start_shared(generation))
+            self._missing(generation, host)
         self._retired = [generation for generation in self._retired if generation.hosts()]
         if crashed:
             self._ready()
 
+    def _missing(self, generation: Generation, host: Host) -> None:
+        """*host* has ended: it serves *generation* no more, and another takes its place where one must."""
+        was_shared = host in generation.shared
+        generation.remove(host)
+        # one that left because it was told to, or whose successor starts already, leaves no gap
+        if was_shared and generation is self.current and not (host.ending or host.replaced or self.stopping):
+            self._tasks.spawn(self._start_shared(generation))
+
     async def stop(self) -> None:
         """Let every host leave its lifespan and end."""
         self.stopping = True
-        hosts = [host for host in self if not host.ended]
+        hosts = list(self)
         for host in hosts:
+            if not host.ready:  # it loads, perhaps for long, what nobody wants any more; or is being killed
+                host.end()
             host.ending = True
         await asyncio.gather(*(self._leave(host) for host in hosts))
         await self._tasks.cancel()
+
+    def kill(self) -> None:
+        """Kill all hosts now, :meth:`stop` being under way: it returns soon."""
+        self.stopping = True
+        for host in self:
+            host.end()
 
     async def end(self) -> None:
         """Kill all hosts now; returns when nothing of them is left."""

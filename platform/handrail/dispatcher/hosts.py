@@ -28,6 +28,8 @@ PING_EVERY = 5.0
 #: Seconds that handlers may take to load, and a lifespan to be left.
 LOAD_TIMEOUT = 120.0
 LEAVE_TIMEOUT = 15.0
+#: Seconds for which a dead host's pipe is read to its end.
+LAST_WORDS = 0.5
 
 
 Receive = Callable[["Host", Batch], None]
@@ -67,8 +69,11 @@ class Host:
         board: Board | None,
         receive: Receive,
         lost: Callable[[Host, str], None],
+        alone: bool = False,
     ) -> None:
         self.body = body
+        #: Runs one job at a time, so that ending the host ends no bystander.
+        self.alone = alone
         self.settings = settings
         self.queues = queues
         self.index = {name: at for at, name in enumerate(queues)}
@@ -84,6 +89,8 @@ class Host:
         self.ready = False
         #: Gets nothing new; ends when nothing of it runs.
         self.draining = False
+        #: Another is being started to take its place.
+        self.replaced = False
         #: Was told to end, or is being killed: its death is no crash.
         self.ending = False
         self.ended = False
@@ -103,7 +110,14 @@ class Host:
 
     async def start(self) -> None:
         """Start it and load the handlers. Raises :class:`LoadError`, with all that is wrong, when they cannot be loaded."""
-        self._pipe = await self.body.start(self)
+        try:
+            self._pipe = await self.body.start(self)
+        except OSError as error:
+            self.ended = True
+            raise LoadError([f"no process for the handlers can be started: {error.strerror or error}"]) from error
+        except BaseException:
+            self.ended = True
+            raise
         self._watch = asyncio.create_task(self._until_gone())
         load = Load(
             settings=self.settings,
@@ -206,9 +220,12 @@ class ProcessBody:
         self._process: subprocess.Popen[bytes] | None = None
         self._sentinel: subprocess.Popen[bytes] | None = None
         self._gone = asyncio.Event()
+        self._heard_out = asyncio.Event()
         self._how = ""
+        self._host: Host | None = None
 
     async def start(self, host: Host) -> Pipe:
+        self._host = host
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             # room for a batch of bodies in one write
@@ -224,12 +241,22 @@ class ProcessBody:
                 cwd=host.settings.root,
                 env={**os.environ, "HANDRAIL_CONFIG": host.settings.path},
             )
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
         self.pid = self._process.pid
-        self._sentinel = _sentinel(self.pid)
+        try:
+            self._sentinel = _sentinel(self.pid)
+            pipe = await SocketPipe.connect(ours, host.received, self._pipe_lost)
+        except BaseException:
+            # nobody would hear of its end
+            ours.close()
+            self._collect()
+            raise
         self._watch_process()
-        return await SocketPipe.connect(ours, host.received, self._pipe_lost)
+        return pipe
 
     def _watch_process(self) -> None:
         loop = asyncio.get_running_loop()
@@ -258,6 +285,7 @@ class ProcessBody:
         self._collect()
 
     def _pipe_lost(self) -> None:
+        self._heard_out.set()
         # the other end is closed though the process may live on, as after os.closerange() in a handler: of no use any more
         self.kill()
 
@@ -265,10 +293,12 @@ class ProcessBody:
         if self._gone.is_set():
             return
         assert self._process is not None
+        assert self._host is not None
+        self._host.ready = False  # before its last words are heard: what is written to a dead host breaks them off
         self._end_sentinel()
         _kill_group(self.pid)  # what it started dies with it; it is a zombie still, so the group is still its own
         status = self._process.wait()
-        self._how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        self._how = f"killed by {_signal_name(-status)}" if status < 0 else f"exit status {status}"
         self._gone.set()
 
     def _end_sentinel(self) -> None:
@@ -285,7 +315,17 @@ class ProcessBody:
 
     async def gone(self) -> str:
         await self._gone.wait()
+        # what it said before it died counts; something that inherited its end of the pipe may hold that open for ever
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._heard_out.wait(), LAST_WORDS)
         return self._how
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return f"signal {number}"
 
 
 def _sentinel(group: int) -> subprocess.Popen[bytes]:
