@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
 from pathlib import Path
@@ -63,6 +62,8 @@ class Worker:
         self._on_outcome = on_outcome
         self._journal = journal if journal is not None else Journal()
         self._adapters: dict[str, Adapter] = {}
+        #: Adapters that only send, for what handlers send to brokers that no queue here is taken from.
+        self._clients: dict[str, Adapter] = {}
         self._opening: dict[str, asyncio.Lock] = {}
         self._board: Board | None = None
         self._ledger: Ledger | None = None
@@ -92,7 +93,7 @@ class Worker:
     @property
     def places(self) -> dict[str, str]:
         """Where each open broker's messages lie, for people: name → URL with its password masked, or path."""
-        return {name: adapter.place for name, adapter in self._adapters.items()}
+        return {name: adapter.place for name, adapter in {**self._clients, **self._adapters}.items()}
 
     async def idle(self, timeout: float) -> bool:
         """Wait until nothing waits, runs or is being settled in this worker; False when that took over *timeout* seconds."""
@@ -137,7 +138,7 @@ class Worker:
             raise
         self._background = [
             asyncio.create_task(dispatcher.watch_cancellations()),
-            asyncio.create_task(self._watch_silence(dispatcher)),
+            asyncio.create_task(self._look_round(dispatcher)),
         ]
         return self.found
 
@@ -159,18 +160,24 @@ class Worker:
     async def _open(self, broker: str, role: Role) -> Adapter:
         adapter = port.load(self.settings.brokers[broker])
         adapter.board = self._board.path if self._board is not None else None
-        await adapter.open(role)
-        self._adapters[broker] = adapter
+        try:
+            await adapter.open(role)
+        except BaseException:
+            await adapter.close()
+            raise
+        (self._adapters if role == "worker" else self._clients)[broker] = adapter
         return adapter
 
     async def _sender(self, broker: str) -> Adapter:
         """The adapter through which handlers' messages for *broker* go; opened when it is first needed."""
         lock = self._opening.setdefault(broker, asyncio.Lock())
         async with lock:
-            if broker not in self._adapters:
+            if broker in self._adapters:
+                return self._adapters[broker]
+            if broker not in self._clients:
                 adapter = await self._open(broker, "client")
                 await adapter.declare([queue.spec for queue in self.settings.queues.values() if queue.broker == broker])
-            return self._adapters[broker]
+            return self._clients[broker]
 
     def _body(self) -> Body:
         if not self._in_process:
@@ -182,10 +189,10 @@ class Worker:
 
         return MemoryBody(make)
 
-    async def _watch_silence(self, dispatcher: Dispatcher) -> None:
+    async def _look_round(self, dispatcher: Dispatcher) -> None:
         while True:
-            await asyncio.sleep(2.0)
-            dispatcher.check_silent()
+            await asyncio.sleep(1.0)
+            dispatcher.look_round()
 
     async def reload(self, settings: Settings, files: list[str] | None = None) -> ReloadReport:
         """Serve *settings* and the handlers as they are on disk now. When they cannot be loaded, the old ones serve on."""
@@ -222,7 +229,9 @@ class Worker:
                         await self._open(broker, "worker")
                 await dispatcher.switch(generation)
             except HandrailError as error:
-                self.settings = before
+                if dispatcher.fleet.current is not generation:  # nothing was changed
+                    self.settings = before
+                    await dispatcher.fleet.discard(generation)
                 return report("", [str(error)])
             return report(f"{running} running finish in the old host" if running else "none in flight", [])
 
@@ -260,9 +269,13 @@ class Worker:
         await asyncio.gather(*self._background, return_exceptions=True)
         if self._dispatcher is not None:
             await self._dispatcher.fleet.end()
-        for adapter in self._adapters.values():
-            with contextlib.suppress(HandrailError):  # it said so itself; the others must be closed all the same
+        for adapter in [*self._adapters.values(), *self._clients.values()]:
+            try:
                 await adapter.close()
+            except Exception as error:  # noqa: BLE001 - the others must be closed all the same
+                log.warning("a broker's connection did not close cleanly", broker=adapter.place, error=str(error))
+        if self._dispatcher is not None:
+            await self._dispatcher.settled()
         self._journal.flush()
         if self._ledger is not None:
             await self._ledger.close()

@@ -27,7 +27,7 @@ from handrail.dispatcher.run import Run
 from handrail.dispatcher.settler import Judged, Settler, now
 from handrail.dispatcher.tasks import Tasks
 from handrail.dispatcher.verdict import Verdict
-from handrail.errors import HandrailError
+from handrail.errors import BrokerError, HandrailError, StartError
 from handrail.ledger import Ledger
 from handrail.logs import Journal
 from handrail.message import Message
@@ -42,6 +42,8 @@ _COMPLETED, _FAILED, _REJECTED, _LATER = int(End.COMPLETED), int(End.FAILED), in
 
 #: Seconds between two looks at what was cancelled from outside.
 CANCELLATIONS_EVERY = 1.0
+#: Seconds that the broker gets, while the worker stops, to take what it is told; and when it stops in a hurry.
+BROKER_PATIENCE, HURRIED_PATIENCE = 5.0, 1.0
 #: Seconds without an answer to a ping after which a host is named in the log.
 SILENT = 10.0
 
@@ -99,7 +101,18 @@ class Dispatcher:
         return await self.fleet.load(settings, queues)
 
     async def switch(self, generation: Generation) -> None:
-        """Let *generation* serve from now on: subscribe, adopt or leave queues, and let the old hosts finish what they run."""
+        """Let *generation* serve from now on: subscribe, adopt or leave queues, and let the old hosts finish what they run.
+
+        Raises HandrailError with nothing changed and *generation* ended when the broker will not have its queues. Once
+        it serves, a queue that cannot be subscribed to does not keep the others: the error follows when all is done.
+        """
+        try:
+            await self._declare(generation)
+            if self.stopping:
+                raise StartError("the worker stops: what was loaded is not used any more")
+        except BaseException:
+            await self.fleet.discard(generation)
+            raise
         leaving: list[Lane] = []
         self.fleet.promote(generation)
         for name, lane in list(self.lanes.items()):
@@ -108,16 +121,32 @@ class Dispatcher:
                 leaving.append(self.lanes.pop(name))  # all before the first await: nothing may go to hosts without it
             else:
                 lane.adopt(queue, generation.found[name].kind)
-        await asyncio.gather(*(self._unsubscribe(lane) for lane in leaving))
+        problems: list[str] = []
+        try:
+            left = await asyncio.gather(*(self._unsubscribe(lane) for lane in leaving), return_exceptions=True)
+            problems += [str(error) for error in left if isinstance(error, Exception)]
+            for name in generation.queues:
+                if name not in self.lanes and not self.stopping:
+                    try:
+                        await self._subscribe(generation.settings.queues[name], generation.found[name].kind)
+                    except HandrailError as error:
+                        self.lanes.pop(name, None)  # so that the next reload tries again
+                        problems.append(f"queue {name} is not served: {error}")
+        finally:
+            self.fleet.retire_old()
+            self._pump_all()
+        if problems:
+            raise BrokerError("\n".join(problems))
+
+    async def _declare(self, generation: Generation) -> None:
+        """Make sure that the queues which *generation* brings anew exist."""
         for name in generation.queues:
-            if name not in self.lanes:
-                await self._subscribe(generation.settings.queues[name], generation.found[name].kind)
-        self.fleet.retire_old()
-        self._pump_all()
+            queue, lane = generation.settings.queues[name], self.lanes.get(name)
+            if lane is None or lane.queue.spec != queue.spec or lane.queue.broker != queue.broker:
+                await self._adapter(queue.broker).declare([queue.spec])
 
     async def _subscribe(self, queue: QueueSettings, kind: str) -> None:
         adapter = self._adapter(queue.broker)
-        await adapter.declare([queue.spec])
         settler = self._settlers.get(id(adapter))
         if settler is None:
             settler = self._settlers[id(adapter)] = Settler(adapter, self._settled)
@@ -135,27 +164,26 @@ class Dispatcher:
         """Take no more of that queue; give back what waits here. What runs goes on and is settled."""
         if lane.subscription is not None:
             await lane.subscription.cancel()
-        for delivery in [*lane.suspects, *lane.buffer]:
-            self._judge(lane, delivery, verdict.UNSTARTED)
-        lane.buffer.clear()
-        lane.suspects.clear()
+        for waiting in (lane.suspects, lane.buffer, lane.unclaimed):
+            for delivery in waiting:
+                self._judge(lane, delivery, verdict.UNSTARTED)
+            waiting.clear()
 
     # -- the hot path --------------------------------------------------------------------------------------------------
 
     def _deliver(self, lane: Lane, batch: list[Delivery]) -> None:
-        waiting = lane.buffer
-        chosen: list[Delivery] | None = None
+        # behind one that waits for the ledger the others wait too, or they would overtake it
+        waiting = lane.unclaimed if lane.claiming else lane.buffer
         for delivery in batch:
             message = delivery.message
             if message.crashes and not lane.isolated:
                 lane.suspects.append(delivery)
-            elif message.send and self._ledger is not None:
-                chosen = chosen or []
-                chosen.append(delivery)
-            else:
-                waiting.append(delivery)
-        if chosen:
-            self._tasks.spawn(self._claim(lane, chosen))
+                continue
+            if message.send and not lane.claiming and self._ledger is not None:
+                lane.claiming = True
+                waiting = lane.unclaimed
+                self._tasks.spawn(self._claim(lane, self._ledger))
+            waiting.append(delivery)
         self._pump(lane)
 
     def _pump(self, lane: Lane) -> None:
@@ -186,7 +214,8 @@ class Dispatcher:
             return verdict.before_start(message, lane.queue, now())
         return None
 
-    def _give(self, lane: Lane, delivery: Delivery, host: Host) -> Run:
+    def _give(self, lane: Lane, delivery: Delivery, host: Host) -> Run | None:
+        """Hand it over. None when the pipe cannot carry it: then it has its outcome already."""
         message = delivery.message
         token = next(self._tokens)
         board = self._board
@@ -202,27 +231,32 @@ class Dispatcher:
         host.runs[token] = self._runs[token] = run
         if run.deadline is not None:
             self._deadlines.watch(run.deadline)
-        host.send(
-            [
-                _RUN,
-                token,
-                slot,
-                host.index[lane.queue.name],
-                message.body,
-                (
-                    message.id,
-                    message.attempts + 1,
-                    message.starts + 1,
-                    message.crashes,
-                    message.sent_at,
-                    message.content_type,
-                    message.priority,
-                    message.key,
-                    message.headers,
-                    run.deadline,
-                ),
-            ]
-        )
+        try:
+            host.send(
+                [
+                    _RUN,
+                    token,
+                    slot,
+                    host.index[lane.queue.name],
+                    message.body,
+                    (
+                        message.id,
+                        message.attempts + 1,
+                        message.starts + 1,
+                        message.crashes,
+                        message.sent_at,
+                        message.content_type,
+                        message.priority,
+                        message.key,
+                        message.headers,
+                        run.deadline,
+                    ),
+                ]
+            )
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            # a header that is no text or number, say: no retry can mend it
+            self._end(run, verdict.unfit(message, lane.queue, now(), f"it cannot be given to a handler: {error}"))
+            return None
         return run
 
     def _receive(self, host: Host, batch: Batch) -> None:
@@ -236,7 +270,10 @@ class Dispatcher:
                 touched.add(run.lane)
                 self._done(run, message)
             else:
-                self._other(host, message)
+                try:
+                    self._other(host, message)
+                except Exception:  # one word of a host must not cost the others in its batch
+                    log.exception("what a host said was not understood", pid=host.pid)
         for lane in touched:
             self._pump(lane)
         if host.draining and not host.runs:
@@ -247,20 +284,28 @@ class Dispatcher:
         if end == _COMPLETED:
             self._end(run, verdict.COMPLETED, message[3])
             return
+        try:
+            ruling = self._ruling(run, end, message)
+        except Exception as error:  # whatever a message brings along, it harms no other
+            log.exception("an outcome could not be judged", id=run.delivery.message.id)
+            reason = f"its outcome could not be judged: {error!r}"
+            ruling = verdict.rejected(run.delivery.message, run.lane.queue, now(), reason)
+        self._end(run, ruling)
+
+    @staticmethod
+    def _ruling(run: Run, end: int, message: list[Any]) -> Verdict:
         queue = run.lane.queue
         subject = run.delivery.message
         if end == _FAILED:
             name, text, trace, rule = message[3:7]
             reason = f"{name}: {text}" if name and text else name or text
             matched = queue.errors[rule] if 0 <= rule < len(queue.errors) else None
-            ruling = verdict.failed(subject, queue, now(), reason, trace, matched)
-        elif end == _REJECTED:
-            ruling = verdict.rejected(subject, queue, now(), message[3], message[4])
-        elif end == _LATER:
-            ruling = verdict.later(subject, queue, now(), message[3])
-        else:
-            ruling = verdict.unfit(subject, queue, now(), message[3])
-        self._end(run, ruling)
+            return verdict.failed(subject, queue, now(), reason, trace, matched)
+        if end == _REJECTED:
+            return verdict.rejected(subject, queue, now(), message[3], message[4])
+        if end == _LATER:
+            return verdict.later(subject, queue, now(), message[3])
+        return verdict.unfit(subject, queue, now(), message[3])
 
     def _end(self, run: Run, ruling: Verdict, result: bytes | None = None, *, lingers: bool = False) -> None:
         """*run* has its outcome and frees its slot. If it *lingers*, something of it may still run in its host."""
@@ -342,24 +387,36 @@ class Dispatcher:
             Outcome.REFUSED, message.queue, message.id, message.attempts + 1, judged.seconds, reason=reason
         )
 
-    async def _claim(self, lane: Lane, deliveries: list[Delivery]) -> None:
-        """Ask the ledger which of *deliveries*, whose senders chose their ids, were sent before under the same id."""
-        assert self._ledger is not None
+    async def _claim(self, lane: Lane, ledger: Ledger) -> None:
+        """Ask *ledger* which of the deliveries that gather in *lane* were sent before under the same id, until none gathers.
+
+        Asked for are those whose ``send`` says that their sender chose the id. An id alone says nothing: foreign clients
+        use it as they like, and a message dropped for another's sake is lost. One that wants it sets ``handrail-send``.
+        """
         try:
-            duplicates = await self._ledger.claim([(d.message.queue, d.message.id, d.message.send) for d in deliveries])
-        except HandrailError as error:
-            log.warning("the ledger cannot be asked for duplicates; the messages are handled", error=str(error))
-            duplicates = set()
-        if self.lanes.get(lane.queue.name) is not lane:
-            for delivery in deliveries:
-                self._judge(lane, delivery, verdict.UNSTARTED)
-            return
-        for at, delivery in enumerate(deliveries):
-            if at in duplicates:
-                self._judge(lane, delivery, verdict.DUPLICATE)
-            else:
-                lane.buffer.append(delivery)
-        self._pump(lane)
+            while lane.unclaimed:
+                asked = [delivery for delivery in lane.unclaimed if delivery.message.send]
+                jobs = [(one.message.queue, one.message.id, one.message.send) for one in asked]
+                count = len(lane.unclaimed)
+                try:
+                    duplicates = {id(asked[at]) for at in await ledger.claim(jobs)}
+                except HandrailError as error:
+                    log.warning("the ledger cannot be asked for duplicates; the messages are handled", error=str(error))
+                    duplicates = set()
+                # what was lost or given back meanwhile is not in there any more, so no more than was asked for is taken
+                known = {id(one) for one in asked}
+                for _ in range(min(count, len(lane.unclaimed))):
+                    message = lane.unclaimed[0].message
+                    if message.send and id(lane.unclaimed[0]) not in known:
+                        break
+                    delivery = lane.unclaimed.popleft()
+                    if id(delivery) in duplicates:
+                        self._judge(lane, delivery, verdict.DUPLICATE)
+                    else:
+                        lane.buffer.append(delivery)
+                self._pump(lane)
+        finally:
+            lane.claiming = False
 
     def _late(self, host: Host, token: int) -> None:
         """An outcome for a job that has one already: it timed out, or was cancelled or taken away."""
@@ -401,14 +458,15 @@ class Dispatcher:
         """A thread that cannot be stopped holds on. When as many are abandoned as may run, their host is replaced."""
         host, lane = run.host, run.lane
         host.abandoned.add(run.token)
+        # each queue's own, for each has its own measure of how many are too many
+        abandoned = sum(1 for one in host.lingering.values() if one.lane is lane and one.token in host.abandoned)
         log.warning(
             "a thread was abandoned: it runs on, for a thread cannot be stopped (isolation: process can)",
             queue=lane.queue.name,
             id=run.delivery.message.id,
-            abandoned=len(host.abandoned),
+            abandoned=abandoned,
         )
-        if len(host.abandoned) >= lane.capacity and not host.draining:
-            log.warning("the host is replaced: as many threads are abandoned as may run", pid=host.pid)
+        if abandoned >= lane.capacity and not host.draining and not self.stopping:
             self.fleet.replace(host)
 
     async def _send(self, host: Host, number: int, encoded: bytes) -> None:
@@ -454,7 +512,8 @@ class Dispatcher:
         """*run* gets its outcome now, whatever its handler is doing, and is stopped as far as its kind can be."""
         if self._board is not None:
             self._board.mark(run.slot, ENDED)
-        if run.lane.isolated:
+        # by what the host is, not by what its queue wants now: a reload may have changed that
+        if run.host.alone:
             self._end(run, ruling)
             self.fleet.drop(run.host)
         else:
@@ -498,11 +557,21 @@ class Dispatcher:
                 self._take_from(run)
                 self._give_back_slot(run)
                 lane.running -= 1
-                (lane.suspects if suspect else lane.buffer).appendleft(run.delivery)
+                if self.lanes.get(lane.queue.name) is lane:
+                    (lane.suspects if suspect else lane.buffer).appendleft(run.delivery)
+                else:  # its queue was left meanwhile, so nobody would take it from there
+                    self._judge(lane, run.delivery, verdict.UNSTARTED)
         if not host.ending:
             log.error("a host died", pid=host.pid, how=how, running=running, handed_over=len(runs) - running)
 
-    def check_silent(self) -> None:
+    def look_round(self) -> None:
+        """Called each second or two: let lanes that hold more than they can soon handle let go of it; name silent hosts."""
+        for lane in self.lanes.values():
+            for delivery in lane.relax():
+                self._judge(lane, delivery, verdict.UNSTARTED)
+        self._check_silent()
+
+    def _check_silent(self) -> None:
         """Name hosts that answer no ping, with the handlers they run."""
         for host in self.fleet:
             if host.ready and not host.silent and host.seconds_silent > SILENT:
@@ -542,7 +611,7 @@ class Dispatcher:
         return not (
             self._runs
             or self._tasks
-            or any(lane.buffer or lane.suspects for lane in self.lanes.values())
+            or any(lane.buffer or lane.suspects or lane.unclaimed for lane in self.lanes.values())
             or any(settler.busy for settler in self._settlers.values())
         )
 
@@ -551,7 +620,8 @@ class Dispatcher:
         self.stopping = True
         lanes = list(self.lanes.values())
         self.lanes.clear()
-        await asyncio.gather(*(self._unsubscribe(lane) for lane in lanes))
+        leaving = [asyncio.ensure_future(self._unsubscribe(lane)) for lane in lanes]
+        await self._bounded(asyncio.gather(*leaving, return_exceptions=True))
         until = time.monotonic() + drain
         while (self._runs or self._tasks) and time.monotonic() < until and not self._hurried:
             await asyncio.sleep(0.01)
@@ -559,12 +629,29 @@ class Dispatcher:
         reason = "stopped at once" if self._hurried else f"still running after {duration.text(drain)} of drain"
         for run in left:
             self._stop_run(run, verdict.interrupted(run.delivery.message, reason), "drain")
-        await self._flushed()
+        await self.settled()
         await self.fleet.stop()
-        await self._flushed()
+        await self.settled()
         self._deadlines.stop()
         await self._tasks.cancel()
         return len(left)
+
+    async def settled(self) -> None:
+        """Returns when every outcome is settled or, the brokers being closed, can no longer be; within some seconds."""
+        await self._bounded(self._flushed())
+
+    async def _bounded(self, step: Awaitable[object]) -> None:
+        """Await *step*, which is up to the broker, but not for ever: closing the adapter ends what is left of it."""
+        task = asyncio.ensure_future(step)
+        until = time.monotonic() + BROKER_PATIENCE
+        while not task.done() and time.monotonic() < until:
+            await asyncio.wait((task,), timeout=0.05 if self._hurried else 0.5)
+            if self._hurried:
+                until = min(until, time.monotonic() + HURRIED_PATIENCE)
+        if not task.done():
+            log.warning("the broker does not answer; what it was not told of, it will give out again")
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
     async def _flushed(self) -> None:
         for settler in self._settlers.values():
@@ -573,3 +660,5 @@ class Dispatcher:
     def hurry(self) -> None:
         """While :meth:`stop` waits: wait no longer."""
         self._hurried = True
+        if self.fleet.stopping:
+            self.fleet.kill()

@@ -16,6 +16,8 @@ AHEAD = 0.05
 MOST_AHEAD = 2000
 #: Seconds between two looks at the rate.
 MEASURE_EVERY = 0.05
+#: Seconds of work that may wait here before what is beyond it is given back: rates change, and others may be idle.
+HOARD = 1.0
 
 
 class Lane:
@@ -27,12 +29,14 @@ class Lane:
         "_rate",
         "buffer",
         "capacity",
+        "claiming",
         "kind",
         "queue",
         "running",
         "settler",
         "subscription",
         "suspects",
+        "unclaimed",
         "window",
     )
 
@@ -41,6 +45,9 @@ class Lane:
         self.subscription: Subscription | None = None
         #: Delivered, fit to run, not given to a host yet.
         self.buffer: deque[Delivery] = deque()
+        #: Delivered, and to be asked for in the ledger, or behind one that is; whether that is under way.
+        self.unclaimed: deque[Delivery] = deque()
+        self.claiming = False
         #: Ran when their process died: they run alone, in a host of their own.
         self.suspects: deque[Delivery] = deque()
         #: Slots taken.
@@ -60,6 +67,9 @@ class Lane:
         self.kind = kind
         self.capacity = concurrency(queue, kind)
         self.window = self.capacity + self.ahead
+        if self.isolated:  # a process of its own for each job: that is what suspects need
+            self.buffer.extendleft(reversed(self.suspects))
+            self.suspects.clear()
         if self.subscription is not None:
             self.subscription.set_credit(self.window)
 
@@ -75,7 +85,7 @@ class Lane:
     def forget(self, lost: list[Delivery]) -> None:
         """*lost* is no longer ours. What waits is dropped; what runs may finish, and its outcome will be refused."""
         gone = {id(delivery) for delivery in lost}
-        for waiting in (self.buffer, self.suspects):
+        for waiting in (self.buffer, self.suspects, self.unclaimed):
             kept = [delivery for delivery in waiting if id(delivery) not in gone]
             waiting.clear()
             waiting.extend(kept)
@@ -96,7 +106,19 @@ class Lane:
         self._finished = 0
         self._measured = now
         # fall at once, rise half way: hoarding is worse than a short wait
-        self._rate = rate if rate < self._rate else (self._rate + rate) / 2
+        self._set_rate(rate if rate < self._rate else (self._rate + rate) / 2)
+
+    def relax(self) -> list[Delivery]:
+        """Look at the rate though nothing may have ended for long; what now waits in vain is taken out and returned."""
+        if time.monotonic() - self._measured >= HOARD:
+            self._measure()
+        kept = self.capacity + int(self._rate * HOARD)
+        given_back = [self.buffer.pop() for _ in range(len(self.buffer) - kept)]
+        given_back.reverse()
+        return given_back
+
+    def _set_rate(self, rate: float) -> None:
+        self._rate = rate
         window = self.capacity + self.ahead
         if window != self.window and self.subscription is not None:
             self.window = window

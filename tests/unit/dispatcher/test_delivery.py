@@ -1,0 +1,473 @@
+"""A message's way through a worker when something goes wrong: hosts that die, settings that change, brokers that stall."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from handrail import board as boards
+from handrail.adapter import Delivery
+from handrail.dispatcher import fleet, hosts, verdict
+from handrail.dispatcher.lane import Lane
+from handrail.duration import LONGEST
+from handrail.errors import BrokerError
+from handrail.message import Message, Options
+from handrail.outcome import Backoff
+
+if TYPE_CHECKING:
+    from handrail.worker import Worker
+
+
+def shared_hosts(worker: Worker) -> list[hosts.Host]:
+    generation = worker.dispatcher.fleet.current
+    assert generation is not None
+    return generation.shared
+
+
+# -- what cannot be handed over ------------------------------------------------------------------------------------------
+
+
+async def test_what_the_pipe_cannot_carry_is_dead_and_harms_no_other(site) -> None:
+    """A message with a header that cannot cross to a host is dead with the reason; those around it are handled."""
+    site.handler("def handler(message): pass")
+    settings = site.queues()
+    async with site.worker(settings) as worker:
+        worker.pause()
+        await site.send("before")
+        await site.send("odd", headers={"number": 1 << 70})
+        await site.send("after")
+        worker.resume()
+        await site.until(lambda: len(site.seen) == 3, "three outcomes")
+
+    assert sorted(site.outcomes()) == [("after", "completed"), ("before", "completed"), ("odd", "dead")]
+    assert "cannot be given to a handler" in next(verdict.reason for one, verdict in site.seen if one == "odd")
+
+
+async def test_a_suspect_the_pipe_cannot_carry_does_not_keep_the_next_from_running(site) -> None:
+    """A suspect that cannot cross to a host is dead, and the suspect behind it runs."""
+    site.handler("def handler(message): pass")
+    async with site.worker(site.queues()):
+        await site.send("odd", headers={"number": 1 << 70}, crashes=1)
+        await site.send("next", crashes=1)
+        await site.until(lambda: len(site.seen) == 2, "two outcomes")
+
+    assert site.outcomes() == [("odd", "dead"), ("next", "completed")]
+
+
+async def test_more_jobs_than_the_board_has_slots(site, monkeypatch) -> None:
+    """Jobs for which the board has no slot run like the others, and their host's death counts as a crash of theirs."""
+    monkeypatch.setattr(boards, "SLOTS", 2)
+    site.handler("async def handler(message): note(message); await agate('go')")
+    async with site.worker(site.queues({"work": {"handler": "work", "concurrency": 5}})) as worker:
+        await site.send(*range(5))
+        await site.until(lambda: len(site.notes()) == 5, "five running")
+        os.kill(shared_hosts(worker)[0].pid, signal.SIGKILL)
+        await site.until(lambda: len(site.seen) == 5, "five crashes")
+        site.open("go")
+        await site.until(lambda: len(site.seen) == 10, "five more outcomes")
+
+    assert {kind for _, kind in site.outcomes()[:5]} == {"crashed"}
+    assert {kind for _, kind in site.outcomes()[5:]} == {"completed"}
+
+
+async def test_options_from_the_wire_cannot_kill_a_host(site) -> None:
+    """A backoff whose numbers are beyond all bounds waits for the longest time there is, and harms nobody else."""
+    site.handler("def handler(message):\n    if message: raise ValueError")
+    async with site.worker(site.queues()) as worker:
+        pid = shared_hosts(worker)[0].pid
+        odd = Options(attempts=100, backoff=Backoff(delay=1.0, factor=1e308))
+        await site.send("odd", options=odd, attempts=5)
+        await site.until(lambda: site.seen, "its outcome")
+        await site.send(None)
+        await site.until(lambda: len(site.seen) == 2, "the next")
+
+        assert [host.pid for host in shared_hosts(worker)] == [pid]
+    assert site.outcomes() == [("odd", "failed"), (None, "completed")]
+
+
+# -- timeouts ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_timeout_counts_from_when_the_handler_was_entered(site) -> None:
+    """What waited in a busy host for most of its timeout has all of it once it runs."""
+    site.handler("""
+        async def handler(message):
+            note(message)
+            if message == "blocks":
+                time.sleep(1.2)  # blocks the loop, so that the other waits in its host
+            else:
+                await asyncio.sleep(0.6)
+    """)
+    settings = site.queues({"work": {"handler": "work", "timeout": "1.5s", "attempts": 1, "concurrency": 2}})
+    async with site.worker(settings) as worker:
+        await site.send("blocks")
+        await site.until(site.notes, "the first to run")
+        await site.send("waits")
+        await site.until(lambda: worker.dispatcher.running == 2, "the second handed over")
+        await site.until(lambda: len(site.seen) == 2, "two outcomes")
+
+    assert dict(site.outcomes()) == {"blocks": "completed", "waits": "completed"}
+
+
+async def test_a_suspect_that_times_out_leaves_nothing_that_the_next_is_blamed_for(site) -> None:
+    """A suspect's host ends with its timeout: what it left running cannot kill the host under the next suspect."""
+    site.handler("""
+        def handler(message):
+            note(message, os.getpid())
+            if message == "hangs": gate("never")
+    """)
+    settings = site.queues({"work": {"handler": "work", "timeout": "300ms", "attempts": 1}})
+    async with site.worker(settings):
+        await site.send("hangs", "next", crashes=1)
+        await site.until(lambda: len(site.seen) == 2, "two outcomes")
+
+    assert site.outcomes() == [("hangs", "dead"), ("next", "completed")]
+    (_, first), (_, second) = site.notes()
+    assert first != second
+
+
+async def test_a_host_full_of_abandoned_threads_serves_until_another_does(site) -> None:
+    """A host is replaced for its abandoned threads, but goes on serving while no other can be started."""
+    site.handler("""
+        def handler(message):
+            if message == "hangs": gate("never")
+    """)
+    queues = {"work": {"handler": "work", "timeout": "200ms", "attempts": 1, "concurrency": 1}}
+    async with site.worker(site.queues(queues)) as worker:
+        (first,) = shared_hosts(worker)
+        site.handler("raise RuntimeError('not now')\ndef handler(message): pass")
+        await site.send("hangs")
+        await site.until(lambda: any("did not start" in str(one) for one in site.logs), "a start that failed")
+        await site.send("served")
+        await site.until(lambda: len(site.seen) == 2, "its outcome")
+        assert site.outcomes()[1] == ("served", "completed")
+
+        site.handler("def handler(message): pass")
+        await site.until(lambda: first not in shared_hosts(worker), "its successor")
+        assert len(shared_hosts(worker)) == 1
+
+
+# -- hosts that die --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_host_that_dies_between_its_start_and_the_switch_is_replaced(site) -> None:
+    """A host that dies after it was ready and before its generation serves is replaced like any other."""
+    site.handler("def handler(message): pass")
+    settings = site.queues()
+    async with site.worker(settings) as worker:
+        generation = await worker.dispatcher.load(settings, ["work"])
+        (host,) = generation.shared
+        os.kill(host.pid, signal.SIGKILL)
+        await site.until(lambda: host.ended, "its end")
+        await worker.dispatcher.switch(generation)
+
+        await site.send(1)
+        await site.until(lambda: site.seen, "the message to be handled")
+
+
+async def test_a_host_that_dies_while_it_is_replaced_has_one_successor(site) -> None:
+    """A host that dies while another starts in its place is not replaced twice."""
+    site.handler("def handler(message): pass")
+    async with site.worker(site.queues()) as worker:
+        (host,) = shared_hosts(worker)
+        worker.dispatcher.fleet.replace(host)
+        os.kill(host.pid, signal.SIGKILL)
+        await site.until(lambda: host.ended and len(shared_hosts(worker)) == 1, "its successor")
+        await site.until(lambda: not len(worker.dispatcher.fleet._tasks), "all that was begun to be done")
+
+        assert len(shared_hosts(worker)) == 1
+
+
+def test_a_start_that_fails_for_days_is_still_tried() -> None:
+    """However often a host could not be started, the pause before the next try has an end."""
+    assert [fleet.pause(deaths) for deaths in (0, 1, 2, 5000)] == [0.0, 0.1, 0.2, fleet.LONGEST_PAUSE]
+
+
+async def test_no_process_to_be_had_is_no_end(site, monkeypatch) -> None:
+    """When the system gives no process for a host, that is said and tried again."""
+    site.handler("def handler(message): pass")
+    async with site.worker(site.queues()) as worker:
+        (host,) = shared_hosts(worker)
+        popen = hosts.subprocess.Popen
+
+        def refuse(*_args: Any, **_kwargs: Any) -> None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        monkeypatch.setattr(hosts.subprocess, "Popen", refuse)
+        os.kill(host.pid, signal.SIGKILL)
+        await site.until(lambda: any("did not start" in str(one) for one in site.logs), "a start that failed")
+        monkeypatch.setattr(hosts.subprocess, "Popen", popen)
+
+        await site.send(1)
+        await site.until(lambda: site.seen, "the message to be handled")
+
+
+async def test_a_signal_without_a_name_is_a_death_like_any_other(site) -> None:
+    """A host that a real-time signal killed is noticed and replaced."""
+    site.handler("def handler(message): pass")
+    async with site.worker(site.queues()) as worker:
+        (host,) = shared_hosts(worker)
+        os.kill(host.pid, 40)
+        await site.until(lambda: host.ended, "its end")
+        await site.until(lambda: len(shared_hosts(worker)) == 1, "its successor")
+
+
+async def test_what_a_host_had_not_begun_when_its_queue_was_left_goes_back(site) -> None:
+    """A message handed to a host that dies after its queue was removed from the worker is back in its queue at once."""
+    site.handler("""
+        async def handler(message):
+            note(message)
+            gate("go")  # blocks the loop
+            os._exit(9)
+    """)
+    site.handler("def handler(message): pass", "other")
+    settings = site.queues({"work": {"handler": "work", "concurrency": 2}, "other": "other"})
+    async with site.worker(settings) as worker:
+        await site.send("poison")
+        await site.until(site.notes, "the poison")
+        await site.send("bystander")
+        await site.until(lambda: worker.dispatcher.running == 2, "the hand-over")
+        report = await worker.reload(site.queues({"work": {}, "other": "other"}))
+        assert report.problems == []
+        site.open("go")
+        await site.until(lambda: site.seen, "the crash")
+
+        adapter = worker.adapter("default")
+        end = time.monotonic() + 10
+        while (await adapter.depth("work")).active and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        depth = await adapter.depth("work")
+        assert (depth.active, depth.ready) == (0, 2)
+
+
+async def test_no_host_is_left_unwatched_by_a_stop(site) -> None:
+    """Hosts that were killed for a timeout, or loaded for a reload that came to nothing, have ended when `stop` returns."""
+    site.handler("def handler(message): note(message); gate('never')")
+    settings = site.queues({"work": {"handler": "work", "isolation": "process", "concurrency": 3}})
+    async with site.worker(settings) as worker:
+        await site.send(1, 2, 3)
+        await site.until(lambda: len(site.notes()) == 3, "three running")
+        await worker.dispatcher.load(settings, ["work"])
+    # the end of `site.worker` asserts that no task is left
+
+
+# -- reloads ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_change_to_isolation_leaves_bystanders_alone(site) -> None:
+    """A timeout of what runs in the old shared host kills nobody there, though its queue is isolated by now."""
+    site.handler("async def handler(message): note(message); await agate('go')")
+    site.handler("async def handler(message): note(message); await agate('go')", "other")
+    queues: dict[str, Any] = {
+        "work": {"handler": "work", "timeout": "700ms", "attempts": 1},
+        "other": "other",
+    }
+    async with site.worker(site.queues(queues)) as worker:
+        await site.send("times out")
+        await site.send("bystander", queue="other")
+        await site.until(lambda: len(site.notes()) == 2, "both running")
+        queues["work"]["isolation"] = "process"
+        site.handler("def handler(message): pass")
+        assert (await worker.reload(site.queues(queues))).problems == []
+        await site.until(lambda: site.seen, "the timeout")
+        site.open("go")
+        await site.until(lambda: len(site.seen) == 2, "the bystander")
+
+    assert site.outcomes() == [("times out", "dead"), ("bystander", "completed")]
+
+
+async def test_suspects_of_a_queue_that_becomes_isolated_run(site) -> None:
+    """Suspects that wait while their queue becomes isolated run in processes of their own."""
+    site.handler("def handler(message): note(message); message == 'first' and gate('go')")
+    site.handler("def handler(message): pass", "other")
+    queues: dict[str, Any] = {"work": {"handler": "work"}, "other": "other"}
+    async with site.worker(site.queues(queues)) as worker:
+        await site.send("first", "second", crashes=1)
+        await site.until(site.notes, "the first suspect")
+        queues["work"]["isolation"] = "process"
+        assert (await worker.reload(site.queues(queues))).problems == []
+        await site.until(lambda: ("second", "completed") in site.outcomes(), "the second")
+        site.open("go")
+        await site.until(lambda: len(site.seen) == 2, "the first")
+
+
+async def test_a_reload_the_broker_refuses_changes_nothing(site, monkeypatch) -> None:
+    """When the broker will not have a new queue, the old code and settings serve on, and no host is left over."""
+    site.handler("def handler(message): return 1")
+    async with site.worker(site.queues()) as worker:
+        before = [host.pid for host in worker.dispatcher.fleet]
+        adapter = worker.adapter("default")
+
+        async def refuse(_queues: Any) -> None:
+            raise BrokerError("queue added: exists with other arguments")
+
+        monkeypatch.setattr(adapter, "declare", refuse)
+        report = await worker.reload(site.queues({"work": "work", "added": "work"}))
+
+        assert report.problems == ["queue added: exists with other arguments"]
+        assert [host.pid for host in worker.dispatcher.fleet] == before
+        assert list(worker.settings.queues) == ["work"]
+        await site.send(1)
+        await site.until(lambda: site.seen, "the message")
+
+
+async def test_a_broker_that_handlers_sent_to_can_be_served_later(site) -> None:
+    """A queue on a second broker is served by a worker of that broker, though it was only sent to before."""
+    site.handler("""
+        from handrail import context
+        async def handler(message): await context.queues.send_to_queue("far", message)
+    """)
+    site.handler("def handler(message): note('far', message)", "far")
+    brokers = {"default": {"url": "sqlite:one.db"}, "second": {"url": "sqlite:two.db"}}
+    queues: dict[str, Any] = {"work": "work", "far": {"broker": "second"}}
+    async with site.worker(site.queues(queues, brokers=brokers)) as worker:
+        await site.send(7)
+        await site.until(lambda: site.seen, "the send")
+        queues["far"] = {"broker": "second", "handler": "far"}
+        report = await worker.reload(site.queues(queues, brokers=brokers))
+
+        assert report.problems == []
+        await site.until(lambda: ["far", 7] in site.notes(), "the second queue's message")
+        assert worker.adapter("second")._writer._worker  # one with a lease, whose death is noticed
+
+
+# -- credit ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_queue_that_turned_slow_stops_hoarding(site) -> None:
+    """After a fast burst the window falls back, and slow messages are left to others."""
+    site.handler("async def handler(message): message == 'slow' and await agate('go')")
+    async with site.worker(site.queues({"work": {"handler": "work", "concurrency": 10}})) as worker:
+        lane = worker.dispatcher.lanes["work"]
+        await site.send(*range(5000))
+        await site.until(lambda: len(site.seen) == 5000, "the burst")
+        await site.until(lambda: lane.window == lane.capacity, "the window to fall back", 10.0)
+        await site.send(*["slow"] * 500)
+        await site.until(lambda: lane.running == 10, "ten slow ones")
+        depth = await worker.adapter("default").depth("work")
+        assert depth.active is not None
+        assert depth.active <= 10
+
+
+async def test_what_was_fetched_for_a_rate_that_is_past_goes_back(site) -> None:
+    """Messages fetched ahead while handlers were fast are given back when they turn out to be slow."""
+    site.handler("async def handler(message): message == 'slow' and await agate('go')")
+    async with site.worker(site.queues({"work": {"handler": "work", "concurrency": 10}})) as worker:
+        lane = worker.dispatcher.lanes["work"]
+        await site.send(*range(4000), *["slow"] * 3000)
+        await site.until(lambda: lane.running == 10 and len(site.seen) == 4000, "the slow ones")
+        await site.until(lambda: len(lane.buffer) <= 10, "the rest to go back", 10.0)
+        depth = await worker.adapter("default").depth("work")
+        assert depth.active is not None
+        assert depth.active <= 20
+        site.open("go")
+        await site.until(lambda: len(site.seen) == 7000, "all of them")
+
+    assert {kind for _, kind in site.outcomes()} == {"completed"}
+
+
+def test_lanes_forget_what_waits_for_the_ledger(site) -> None:
+    """What is lost while the ledger is asked about it does not run."""
+    site.handler("def handler(message): pass")
+    lane = Lane(site.queues().queues["work"], "async", settler=None)  # type: ignore[arg-type]
+    lost, kept = (Delivery(Message(queue="work", id=name, body=b""), None) for name in "ab")
+    lane.unclaimed.extend((lost, kept))
+
+    lane.forget([lost])
+
+    assert list(lane.unclaimed) == [kept]
+
+
+# -- the ledger --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_message_that_waits_for_the_ledger_is_not_overtaken(site) -> None:
+    """Messages keep their order, whether or not their senders chose their ids."""
+    site.handler("async def handler(message): note(message)")
+    settings = site.queues({"work": {"handler": "work", "concurrency": 1}}, ledger="sqlite:ledger.db")
+    async with site.worker(settings) as worker:
+        worker.pause()
+        for number in range(0, 60, 3):
+            await site.send(number, id=f"chosen-{number}", send=f"act-{number}")
+            await site.send(number + 1, number + 2)
+        worker.resume()
+        await site.until(lambda: len(site.seen) == 60, "all of them")
+
+    assert [number for (number,) in site.notes()] == list(range(60))
+
+
+async def test_a_second_sending_of_an_id_is_a_duplicate(site) -> None:
+    """Of two acts of sending one id the first runs; one that names no act of sending is never dropped for its id."""
+    site.handler("def handler(message): pass")
+    settings = site.queues(ledger="sqlite:ledger.db")
+    async with site.worker(settings):
+        await site.send("first", id="same", send="one")
+        await site.until(lambda: site.seen, "the first")
+        await site.send("second", id="same", send="two")
+        await site.send("foreign", id="same")
+        await site.until(lambda: len(site.seen) == 3, "all three")
+
+    assert dict(site.outcomes()) == {"first": "completed", "second": "duplicate", "foreign": "completed"}
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_broker_that_stalls_does_not_keep_a_worker_from_stopping(site, monkeypatch) -> None:
+    """A worker stops in bounded time though another process holds the queue file, and at once when told to hurry."""
+    site.handler("async def handler(message): note(message); await agate('go')")
+    worker_of = site.worker(site.queues())
+    worker = await worker_of.__aenter__()
+    await site.send(1)
+    await site.until(site.notes, "the message to run")
+    turn = next(site.root.rglob("turn"))
+    with turn.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        stopping = asyncio.ensure_future(worker.stop(0.0))
+        worker.hurry()
+        await asyncio.wait((stopping,), timeout=25.0)
+        assert stopping.done()
+        fcntl.flock(held, fcntl.LOCK_UN)
+    assert [host.pid for host in worker.dispatcher.fleet] == []
+
+
+async def test_a_hurry_ends_hosts_that_do_not_end_by_themselves(site) -> None:
+    """A second signal does not wait for a lifespan that hangs."""
+    site.handler("async def handler(message): pass")
+    (site.root / "handlers" / "_lifespan.py").write_text(
+        "import asyncio\nasync def lifespan():\n    yield {}\n    await asyncio.sleep(3600)\n"
+    )
+    async with site.worker(site.queues()) as worker:
+        stopping = asyncio.ensure_future(worker.stop(0.0))
+        await site.until(lambda: worker.dispatcher.fleet.stopping, "the hosts being told")
+        began = time.monotonic()
+        worker.hurry()
+        await stopping
+        assert time.monotonic() - began < hosts.LEAVE_TIMEOUT / 2
+
+
+async def test_whoever_listens_cannot_harm_what_is_settled(site) -> None:
+    """An error in what is told of outcomes costs neither the next outcome nor the stop."""
+    site.handler("def handler(message): pass")
+    async with site.worker(site.queues()) as worker:
+
+        def fail(*_args: Any) -> None:
+            raise ZeroDivisionError
+
+        worker.dispatcher._on_outcome = fail
+        await site.send(*range(5))
+        await site.until(lambda: sum("could not be told" in str(one) for one in site.logs) == 5, "five errors told")
+        assert await worker.idle(10.0)
+
+
+@pytest.mark.parametrize("factor", [1e308, 2.0])
+def test_a_wait_is_never_longer_than_brokers_can_hold(factor: float) -> None:
+    """No backoff leads beyond ten years."""
+    assert verdict._wait(Backoff(delay=10.0, factor=factor), 60) == LONGEST
+    assert verdict._wait(Backoff("fixed", 3.0), 60) == 3.0
