@@ -11,6 +11,7 @@ from handrail.adapter import State
 from handrail.errors import BrokerError, SendError
 from handrail.message import DEFAULT_PRIORITY, Message
 from handrail_rabbitmq import names, wire
+from handrail_rabbitmq.consuming import BACK, BREATH
 from handrail_rabbitmq.link import Channel, GoneError
 from handrail_rabbitmq.names import HEAD, level_queue
 from handrail_rabbitmq.publishing import Publisher
@@ -110,11 +111,7 @@ class Looking:
                 yield channel, found
             finally:
                 if channel.reason is None:
-                    for one in found:
-                        if not one.taken:
-                            channel.tell(raw.basic_nack, one.number, requeue=True)
-                    # what was put back is there when this returns
-                    await channel.ask(raw.basic_qos, prefetch_count=1)
+                    await _put_back(channel, name, [one for one in found if not one.taken])
 
     async def _places(self, queue: str, state: State) -> list[str]:
         """The server's queues in which messages of that state stand."""
@@ -212,6 +209,20 @@ class Looking:
         if sum(counts) > MOST:
             return None  # they are of all queues, and telling whose they are means getting them all
         return len(await self.messages(queue, "delayed", MOST)) if sum(counts) else 0
+
+
+async def _put_back(channel: Channel, name: str, left: list[Found]) -> None:
+    """Give *left* back; they are there when this returns, unless somebody took them."""
+    raw = channel.raw
+    for at, one in enumerate(left, 1):
+        channel.tell(raw.basic_nack, one.number, requeue=True)
+        if at % BACK == 0:
+            await asyncio.sleep(BREATH)
+    for _ in range(50):
+        found = await channel.ask(raw.queue_declare, name, passive=True)
+        if found.message_count >= len(left) or found.consumer_count:
+            return
+        await asyncio.sleep(0.01)
 
 
 def reborn(message: Message, queue: str) -> Message:

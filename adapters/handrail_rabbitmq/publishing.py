@@ -72,7 +72,8 @@ class Publisher:
         self._channel: Channel | None = None
         self._waiting: deque[Item] = deque()
         self._sent: dict[int, Item] = {}
-        #: Came back; to be offered again in a moment.
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Wait for what they need to be made, or to be offered again in a moment.
         self._parked: set[Item] = set()
         self._bytes = 0
         self._next = 1
@@ -231,6 +232,11 @@ class Publisher:
                 continue
             try:
                 missing = self._route(item, now)
+                if missing is not None and item.message.due is not None:
+                    # a delayed message has no place in any order yet, so nobody waits for its way to be made
+                    waiting.popleft()
+                    self._aside(item, missing)
+                    continue
                 if missing is not None:
                     self._making = self._loop.create_task(self._make(item, missing))
                     return
@@ -302,6 +308,31 @@ class Publisher:
             self._loop.call_later(again, self._drain)
         else:
             self._drain()
+
+    def _aside(self, item: Item, make: Callable[[], Any]) -> None:
+        async def made() -> None:
+            error: SendError | None = None
+            try:
+                await make()
+            except BrokerError as failure:
+                if self._link.up:
+                    error = SendError(str(failure))
+            except Exception as failure:  # noqa: BLE001 - one message's trouble must not stop the rest
+                error = SendError(f"{type(failure).__name__}: {failure}")
+            if item not in self._parked:
+                return
+            self._parked.discard(item)
+            if error is None:
+                self._waiting.append(item)
+                self._drain()
+            elif not item.gone:
+                item.gone = True
+                item.done(item, error)
+
+        self._parked.add(item)
+        task = self._loop.create_task(made())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def unblocked(self) -> None:
         self._drain()

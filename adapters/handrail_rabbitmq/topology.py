@@ -7,6 +7,8 @@ publishing to it with the mandatory flag, which disturbs nothing and fills no lo
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -15,7 +17,7 @@ from typing import Any
 from handrail.adapter import QueueSpec
 from handrail.errors import BrokerError
 from handrail_rabbitmq.link import Channel, GoneError, Link
-from handrail_rabbitmq.names import LEAST, MOST, Hop, Names, level_queue
+from handrail_rabbitmq.names import Hop, Names, level_queue
 from handrail_rabbitmq.place import Place
 
 #: Seconds that an operation which only a standing connection can carry out waits for one.
@@ -41,6 +43,7 @@ class Topology:
         self._specs: dict[str, QueueSpec] = {}
         # since the last connection: what an operator deletes meanwhile shows when a message comes back
         self._made: set[str] = set()
+        self._making = asyncio.Lock()
         #: Told of (queue with prefix, level) when this process made a level.
         self.made_level: Callable[[str, int | str], None] = lambda _queue, _level: None
 
@@ -147,8 +150,18 @@ class Topology:
         return level_queue(self.full(queue), level) in self._made
 
     def has_delay(self, hops: list[Hop], target: str) -> bool:
-        made = self._made
-        return f"{self.names.out}>{target}" in made and all(self.names.delay_queue(hop) in made for hop in hops)
+        return all(key in self._made for key in self._steps(hops, target))
+
+    def _steps(self, hops: list[Hop], target: str) -> list[str]:
+        """Notes of everything that the way along *hops* to *target* needs."""
+        names = self.names
+        return [
+            f"{names.entry}>{hops[0]}",
+            *(names.delay_queue(hop) for hop in hops),
+            *(f"{names.step(before.power)}>{hop}" for before, hop in itertools.pairwise(hops)),
+            f"{names.step(hops[-1].power)}>.",
+            f"{names.out}>{target}",
+        ]
 
     async def make_level(self, queue: str, level: int | str) -> None:
         """The queue for *level* of *queue*, known to the registry and to every worker that serves *queue*."""
@@ -164,39 +177,47 @@ class Topology:
             self.made_level(full, level)
 
     async def make_delay(self, hops: list[Hop], target: str) -> None:
-        """The delay queues of *hops*, and their way out to the queue *target*."""
-        names = self.names
-        async with self.channel() as channel:
+        """The delay queues of *hops*, and the way through them to the queue *target*: only what is not there yet."""
+        names, made = self.names, self._made
+        async with self._making, self.channel() as channel:
             raw = channel.raw
-            if names.out not in self._made:
+            if names.out not in made:
                 await self._registry(channel)
                 if self.place.declare != "never":
-                    lost = {"alternate-exchange": names.lost}
                     channel.tell(raw.exchange_declare, names.lost, "fanout", durable=True)
                     channel.tell(raw.queue_declare, names.lost, durable=True, arguments=arguments("quorum"))
                     channel.tell(raw.queue_bind, names.lost, names.lost)
-                    await channel.ask(raw.exchange_declare, names.out, "direct", durable=True, arguments=lost)
+                    lost = {"alternate-exchange": names.lost}
+                    channel.tell(raw.exchange_declare, names.out, "direct", durable=True, arguments=lost)
                     await channel.ask(raw.exchange_declare, names.entry, "direct", durable=True)
-                    for power in range(LEAST, MOST + 1):
-                        await channel.ask(raw.exchange_declare, names.step(power), "direct", durable=True)
-                        channel.tell(raw.exchange_bind, names.out, names.step(power), f"{power}>.")
-                self._made.add(names.out)
+                made.add(names.out)
             for hop in hops:
                 await self._make_hop(channel, hop)
-            if f"{names.out}>{target}" not in self._made:
-                await self._bind(channel, target, target, names.out)
-                self._made.add(f"{names.out}>{target}")
+            if self.place.declare != "never":
+                last = hops[-1].power
+                if f"{names.step(last)}>." not in made:
+                    channel.tell(raw.exchange_bind, names.out, names.step(last), f"{last}>.")
+                for before, hop in itertools.pairwise(hops):
+                    if f"{names.step(before.power)}>{hop}" not in made:
+                        channel.tell(
+                            raw.queue_bind, names.delay_queue(hop), names.step(before.power), f"{before.power}>{hop}"
+                        )
+                channel.tell(raw.queue_bind, names.delay_queue(hops[0]), names.entry, f">{hops[0]}")
+                await channel.ask(raw.queue_bind, target, names.out, target)
+            made.update(self._steps(hops, target))
 
     async def _make_hop(self, channel: Channel, hop: Hop) -> None:
-        names = self.names
+        names, raw = self.names, channel.raw
         name = names.delay_queue(hop)
         if name in self._made:
             return
         if self.place.declare == "never":
             await self._declare(channel, name, "quorum")
         else:
+            channel.tell(raw.exchange_declare, names.step(hop.power), "direct", durable=True)
+            channel.tell(raw.queue_bind, names.registry, names.registry, f"delay>{hop}")
             await channel.ask(
-                channel.raw.queue_declare,
+                raw.queue_declare,
                 name,
                 durable=True,
                 arguments={
@@ -206,10 +227,6 @@ class Topology:
                     "x-dead-letter-strategy": "at-least-once",
                 },
             )
-            for power in range(hop.power + 1, MOST + 1):
-                channel.tell(channel.raw.queue_bind, name, names.step(power), f"{power}>{hop}")
-            await self._bind(channel, name, f">{hop}", names.entry)
-            await self._bind(channel, names.registry, f"delay>{hop}", names.registry)
         self._made.add(name)
 
     async def make_registry(self) -> None:
