@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 from aiokafka import errors
 
@@ -34,12 +35,15 @@ from handrail.errors import BrokerError, SendError, SendTimeoutError
 from handrail.message import Message
 from handrail_kafka import faults
 from handrail_kafka.cluster import Cluster
+from handrail_kafka.control import Control
+from handrail_kafka.deaths import Deaths
 from handrail_kafka.delays import Forwarder
 from handrail_kafka.intake import Intake, Tag
 from handrail_kafka.names import Names
 from handrail_kafka.options import Options, of_queue, parse
 from handrail_kafka.outbox import Outbox
 from handrail_kafka.producer import Producer
+from handrail_kafka.progress import MOST_COUNTS
 from handrail_kafka.reader import Part, Reader
 from handrail_kafka.shelf import Shelf
 from handrail_kafka.thread import Thread
@@ -57,15 +61,15 @@ MOVE_PATIENCE = 20.0
 
 _CAPABILITIES: Mapping[Capability, bool | str] = {
     Capability.DELAY: "yes; moved on by any worker, so a message falls due while one runs",
-    Capability.PRIORITY: "five levels: 0–1, 2–3, 4, 5–7, 8–9, each a topic",
+    Capability.PRIORITY: "ten among what is fetched ahead, before that five levels: 0–1, 2–3, 4, 5–7, 8–9",
     Capability.LIFO: "among the messages fetched ahead",
-    Capability.HEAD: "what never started; what crashed or was interrupted goes to the tail",
+    Capability.HEAD: "up to 40 messages a partition; more go to the tail",
     Capability.FIFO: "within a partition (`partitions: 1`, or one `key`)",
     Capability.DEAD_LETTERS: True,
     Capability.PEEK: True,
-    Capability.PURGE: "while no other worker reads the queue",
+    Capability.PURGE: True,
     Capability.DEPTH: "delayed up to 20,000; active of other workers a tenth of a second old",
-    Capability.CRASHES: "when a worker of the same project starts on that machine",
+    Capability.CRASHES: "of workers on the same machine",
     Capability.DEAD_WORKER: "after `session_timeout` (10 s)",
     Capability.PROCESSES: "as many as the topic has partitions",
     Capability.MACHINES: "as many as the topic has partitions",
@@ -87,7 +91,7 @@ class KafkaAdapter:
         self._names = Names(settings.prefix)
         # what is true of the topics that this broker makes by default; a queue's own partitions: may say otherwise
         alone = self._options.partitions == 1
-        limits: dict[Capability, bool | str] = {Capability.FIFO: alone} | ({Capability.PROCESSES: False} if alone else {})
+        limits: dict[Capability, bool | str] = {Capability.FIFO: alone, Capability.DEAD_WORKER: False} | ({Capability.PROCESSES: False} if alone else {})
         self.capabilities = {**_CAPABILITIES, **limits}
         self._role: Role = "client"
         self._pid = os.getpid()
@@ -112,7 +116,8 @@ class KafkaAdapter:
         self._thread = Thread()
         home = asyncio.get_running_loop()
         try:
-            self._core = await self._thread.run(_make(self._options, self._names, self.place, role, home))
+            deaths = Deaths(self.board if role == "worker" else None)
+            self._core = await self._thread.run(_make(self._options, self._names, self.place, role, home, deaths))
             await self._run(self._core.open())
         except BaseException:
             await self.close()
@@ -216,17 +221,26 @@ class KafkaAdapter:
         return Health(up=not trouble, detail=trouble or self.place)
 
 
-async def _make(options: Options, names: Names, place: str, role: Role, home: asyncio.AbstractEventLoop) -> _Core:
-    return _Core(options, names, place, role, home)
+async def _make(
+    options: Options, names: Names, place: str, role: Role, home: asyncio.AbstractEventLoop, deaths: Deaths
+) -> _Core:
+    return _Core(options, names, place, role, home, deaths)
 
 
 class _Core:
     """What lives on the adapter's own loop."""
 
     def __init__(
-        self, options: Options, names: Names, place: str, role: Role, home: asyncio.AbstractEventLoop
+        self,
+        options: Options,
+        names: Names,
+        place: str,
+        role: Role,
+        home: asyncio.AbstractEventLoop,
+        deaths: Deaths,
     ) -> None:
         self._options = options
+        self._deaths = deaths
         self._names = names
         self._place = place
         self._role = role
@@ -237,7 +251,8 @@ class _Core:
         self.forwarder = Forwarder(self.cluster, names, self.outbox, lambda: self.trouble)
         self.intakes: dict[str, Intake] = {}
         self._specs: dict[str, QueueSpec] = {}
-        self.shelf = Shelf(self.cluster, names, self.outbox, self.intakes, self._specs, self._parts)
+        self.control = Control(self.cluster, names.control, self.producer, self._parts)
+        self.shelf = Shelf(self.cluster, names, self.outbox, self.intakes, self._specs, self._parts, self.control)
         self._tasks: set[asyncio.Task[Any]] = set()
         #: What is wrong with the cluster or with sending, in one line, or nothing.
         self.trouble = ""
@@ -272,6 +287,7 @@ class _Core:
         await self.cluster.refresh()
         if self._role == "worker":
             self.forwarder.start()
+            self.control.look()
 
     async def _connect_later(self) -> None:
         pause = 0.2
@@ -309,6 +325,7 @@ class _Core:
                 self._told(error)
                 continue
             self._told(None)
+            self.control.look()
             await self._look_now()
 
     async def _look_now(self) -> None:
@@ -334,13 +351,14 @@ class _Core:
             intake.attached = False
             self._let_go(intake)
         await asyncio.gather(
-            self.forwarder.stop(), *(intake.stop() for intake in self.intakes.values()), return_exceptions=True
+            self.forwarder.stop(), self.control.stop(), *(intake.stop() for intake in self.intakes.values()), return_exceptions=True
         )
         await self.producer.close()
         for task in list(self._tasks):
             if task is not asyncio.current_task():
                 task.cancel()
         await self.cluster.close()
+        self._deaths.end()
 
     @staticmethod
     def _let_go(intake: Intake) -> None:
@@ -399,7 +417,7 @@ class _Core:
         if intake is not None and not intake.attached and intake.held == 0 and not intake.levels:
             intake = None
         if intake is None:
-            intake = Intake(self.cluster, queue, options, self._names.levels(queue.name), self._home)
+            intake = Intake(self.cluster, queue, options, self._names.levels(queue.name), self._home, self._deaths)
             self.intakes[queue.name] = intake
         intake.spec = queue
         await intake.attach(credit, deliver, lost, give_back)
@@ -430,6 +448,7 @@ class _Core:
         refused: list[Settlement] = []
         marked: list[tuple[Settlement, Part, int]] = []
         moves: list[Settlement] = []
+        kept: list[Part] = []
         intakes: dict[Intake, int] = {}
         for one in settlements:
             tag: Tag = one.delivery.tag
@@ -442,6 +461,9 @@ class _Core:
                 del tag.part.held[tag.offset]
                 tag.level.intake.put_back(tag)
                 intakes[intake] = intakes.get(intake, 0) + 1
+            elif one.verb is Verb.RELEASE and self._keep(one):
+                kept.append(tag.part)
+                intakes[intake] = intakes.get(intake, 0) + 1
             elif one.verb is Verb.ACK or (one.verb is Verb.DEAD and intake.spec.dead_letter is None):
                 self._mark(one, marked, intakes)
             else:
@@ -451,7 +473,7 @@ class _Core:
             intakes = {}
             await self._move(moves, marked, refused, intakes)
             self._free(intakes)
-        readers = {part.reader for _one, part, _marks in marked}
+        readers = {part.reader for _one, part, _marks in marked} | {part.reader for part in kept}
         for reader in readers:
             reader.touched()
         for reader in readers:
@@ -463,6 +485,24 @@ class _Core:
             if not intake.attached:
                 await self._maybe_leave(intake)
         return refused
+
+    @staticmethod
+    def _keep(one: Settlement) -> bool:
+        """Give it back where it lies, at the head, its counts noted beside the watermark; False if it must go by the tail."""
+        tag: Tag = one.delivery.tag
+        message, part = one.message, tag.part
+        before = one.delivery.message
+        if message is None or len(part.counts) >= MOST_COUNTS:
+            return False
+        counts = {"attempts": before.attempts, "starts": before.starts, "crashes": before.crashes}
+        if msgspec.structs.replace(message, **counts) != before:
+            return False
+        part.held.pop(tag.offset, None)
+        part.counts[tag.offset] = message.attempts, message.starts, message.crashes
+        part.marks += 1
+        part.dirty = True
+        tag.level.intake.put_back(tag)
+        return True
 
     @staticmethod
     def _mark(one: Settlement, marked: list[tuple[Settlement, Part, int]], intakes: dict[Intake, int]) -> None:

@@ -15,9 +15,12 @@ import structlog
 from aiokafka import ConsumerRecord
 
 from handrail.adapter import Deliver, Delivery, Lost, QueueSpec
+from handrail.message import DEFAULT_PRIORITY
 from handrail_kafka import wire
 from handrail_kafka.cluster import Cluster
+from handrail_kafka.deaths import Deaths
 from handrail_kafka.options import TopicOptions
+from handrail_kafka.progress import MOST_COUNTS
 from handrail_kafka.reader import Part, Reader
 
 log = structlog.get_logger("handrail.kafka")
@@ -49,21 +52,44 @@ class Level:
         self.intake = intake
         self.rank = rank
         self.reader: Reader | None = None
-        self.pending: deque[tuple[Part, ConsumerRecord]] = deque()
+        #: Fetched and not delivered, by priority, best first; the default's level holds one priority alone.
+        self._pending: dict[int, deque[tuple[Part, ConsumerRecord]]] = {}
+        self.waiting = 0
         #: Released, to be delivered before what is pending.
         self.returned: list[tuple[int, int, Part, ConsumerRecord]] = []
 
+    @property
+    def board(self) -> str:
+        return self.intake.deaths.board
+
+    def bereaved(self, part: Part, board: str) -> None:
+        part.suspects = self.intake.deaths.suspects(board, self.intake.spec.name)
+
     def take(self, part: Part, records: list[ConsumerRecord]) -> None:
-        self.pending.extend((part, record) for record in records)
+        self.waiting += len(records)
+        if self.rank == DEFAULT_PRIORITY:
+            self._lane(DEFAULT_PRIORITY).extend((part, record) for record in records)
+        else:
+            for record in records:
+                self._lane(wire.priority_of(record)).append((part, record))
         self.intake.pump()
+
+    def _lane(self, priority: int) -> deque[tuple[Part, ConsumerRecord]]:
+        lane = self._pending.get(priority)
+        if lane is None:
+            lane = deque()
+            self._pending = dict(sorted([*self._pending.items(), (priority, lane)], reverse=True))
+        return lane
 
     def wants(self, part: Part) -> bool:
         intake = self.intake
-        return intake.attached and not intake.paused and len(self.pending) < max(intake.credit, AHEAD)
+        return intake.attached and not intake.paused and self.waiting < max(intake.credit, AHEAD)
 
     def lose(self, parts: list[Part]) -> None:
         gone = set(map(id, parts))
-        self.pending = deque(one for one in self.pending if id(one[0]) not in gone)
+        for priority, lane in self._pending.items():
+            self._pending[priority] = deque(one for one in lane if id(one[0]) not in gone)
+        self.waiting = sum(map(len, self._pending.values()))
         self.returned = [one for one in self.returned if id(one[2]) not in gone]
         heapq.heapify(self.returned)
         self.intake.lose(parts)
@@ -74,13 +100,15 @@ class Level:
     def next(self) -> tuple[Part, ConsumerRecord] | None:
         while self.returned:
             _offset, _number, part, record = heapq.heappop(self.returned)
-            if not part.lost:
-                return part, record
-        newest = self.intake.spec.order == "lifo"
-        while self.pending:
-            part, record = self.pending.pop() if newest else self.pending.popleft()
             if not part.lost and not part.tracker.is_finished(record.offset):
                 return part, record
+        newest = self.intake.spec.order == "lifo"
+        for lane in self._pending.values():
+            while lane:
+                part, record = lane.pop() if newest else lane.popleft()
+                self.waiting -= 1
+                if not part.lost and not part.tracker.is_finished(record.offset):
+                    return part, record
         return None
 
 
@@ -94,8 +122,10 @@ class Intake:
         options: TopicOptions,
         levels: dict[int, str],
         home: asyncio.AbstractEventLoop,
+        deaths: Deaths,
     ) -> None:
         self._cluster = cluster
+        self.deaths = deaths
         self.spec = spec
         self.options = options
         self._home = home
@@ -176,14 +206,22 @@ class Intake:
             changed = False
             while free > 0 and (found := level.next()) is not None:
                 part, record = found
-                delivery = Delivery(wire.message_of(record, name), Tag(level, part, record))
+                message = wire.message_of(record, name)
+                if part.counts and record.offset in part.counts:
+                    message.attempts, message.starts, message.crashes = part.counts[record.offset]
+                if part.suspects and record.offset < part.suspect_below and message.id in part.suspects:
+                    message.crashes = max(message.crashes, part.suspects.pop(message.id) + 1)
+                    if len(part.counts) < MOST_COUNTS:
+                        part.counts[record.offset] = message.attempts, message.starts, message.crashes
+                        part.dirty = True
+                delivery = Delivery(message, Tag(level, part, record))
                 part.held[record.offset] = delivery
                 batch.append(delivery)
                 free -= 1
                 changed = True
             if changed:
                 level.reader.held_changed()
-                if len(level.pending) < max(self.credit, AHEAD) // 2:
+                if level.waiting < max(self.credit, AHEAD) // 2:
                     level.reader.poke()
         if batch:
             self.held += len(batch)

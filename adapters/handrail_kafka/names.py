@@ -16,6 +16,8 @@ class Names:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self.delay_group = f"{prefix}handrail.delay"
+        #: The topic by which workers are asked to mark messages that only they may mark.
+        self.control = f"{prefix}handrail.control"
 
     def queue(self, name: str) -> str:
         """The topic of a queue's default priority, and of its dead letters when *name* is their place."""

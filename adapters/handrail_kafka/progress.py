@@ -11,6 +11,7 @@ import binascii
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -20,6 +21,9 @@ METADATA_LIMIT = 4096
 FULL = 3000
 #: A span of this many offsets always fits: its bitmap is 2000 bytes, 2500 in base85.
 SAFE_SPAN = 16_000
+
+#: Messages whose counts are kept beside the map; more are given back through the topic's tail.
+MOST_COUNTS = 40
 
 _MARK = "hr1"
 _RUNS = re.compile(rb"\x01+|\x00+")
@@ -36,6 +40,10 @@ class Stand(msgspec.Struct, frozen=True):
     held: int = 0
     #: The topic was made by handrail, so that its space may be reclaimed.
     ours: bool = False
+    #: Counts of messages that were given back where they lie: offset, attempts, starts, crashes.
+    counts: tuple[tuple[int, int, int, int], ...] = ()
+    #: Path of the board of the worker that wrote it, for those who learn of its death.
+    board: str = ""
 
     @property
     def finished(self) -> int:
@@ -46,7 +54,9 @@ class Stand(msgspec.Struct, frozen=True):
 def encode(stand: Stand) -> tuple[int, str]:
     """The commit that says *stand*. A map that does not fit is left out from its end: at worst something is repeated."""
     beyond = stand.beyond
-    head = f"{_MARK};{stand.watermark};{stand.held};{'o' if stand.ours else '-'};"
+    counts = ",".join(f"{at - stand.watermark}.{a}.{s}.{c}" for at, a, s, c in stand.counts[:MOST_COUNTS])
+    board = quote(stand.board) if len(stand.board) < 300 else ""
+    head = f"{_MARK};{stand.watermark};{stand.held};{'o' if stand.ours else '-'};{counts};{board};"
     while True:
         text = head + _encode_map(beyond)
         if len(text) <= METADATA_LIMIT:
@@ -76,22 +86,29 @@ def decode(offset: int, text: str) -> tuple[Stand, str]:
     """
     if not text:
         return Stand(offset), ""
-    parts = text.split(";", 7)
+    parts = text.split(";", 9)
     if parts[0] != _MARK:
         return Stand(offset), "its metadata was not written by handrail"
     try:
         base, held, ours = int(parts[1]), int(parts[2]), parts[3] == "o"
         if base != offset:
             return Stand(offset), f"its metadata was written for offset {base}"
-        if parts[4] == "":
-            return Stand(offset, b"", held, ours), ""
-        mode, count, check, data = parts[4], int(parts[5]), int(parts[6], 16), base64.b85decode(parts[7])
+        counts = tuple(_counts(entry, base) for entry in parts[4].split(",")) if parts[4] else ()
+        stand = Stand(offset, b"", held, ours, counts, unquote(parts[5]))
+        if parts[6] == "":
+            return stand, ""
+        mode, count, check, data = parts[6], int(parts[7]), int(parts[8], 16), base64.b85decode(parts[9])
         beyond = _decode_map(mode, count, data)
     except (ValueError, IndexError, zlib.error, binascii.Error):
         return Stand(offset), "its metadata is damaged"
     if zlib.crc32(beyond) != check:
         return Stand(offset), "its metadata is damaged"
-    return Stand(offset, beyond, held, ours), ""
+    return msgspec.structs.replace(stand, beyond=beyond), ""
+
+
+def _counts(entry: str, base: int) -> tuple[int, int, int, int]:
+    delta, attempts, starts, crashes = (int(number) for number in entry.split("."))
+    return base + delta, attempts, starts, crashes
 
 
 def _decode_map(mode: str, count: int, data: bytes) -> bytes:

@@ -43,6 +43,7 @@ class Part:
 
     __slots__ = (
         "committed",
+        "counts",
         "dirty",
         "full",
         "held",
@@ -52,6 +53,8 @@ class Part:
         "ours",
         "reader",
         "reclaimed",
+        "suspect_below",
+        "suspects",
         "told_held",
         "tp",
         "tracker",
@@ -75,9 +78,16 @@ class Part:
         self.full = False
         self.moved_at = time.monotonic()
         self.reclaimed = 0
+        #: Attempts, starts and crashes of messages that were given back where they lie.
+        self.counts: dict[int, tuple[int, int, int]] = {at: (a, s, c) for at, a, s, c in stand.counts}
+        #: What the worker that had it before was running when it died: id → crashes before. For offsets below the second.
+        self.suspects: dict[str, int] = {}
+        self.suspect_below = 0
 
     def finish(self, offset: int) -> None:
         self.tracker.finish(offset)
+        if self.counts:
+            self.counts.pop(offset, None)
         self.marks += 1
         self.dirty = True
 
@@ -88,6 +98,13 @@ class Part:
 
 class Owner(Protocol):
     """What a reader asks of whoever handles its records."""
+
+    @property
+    def board(self) -> str:
+        """Path of this worker's board, or nothing."""
+
+    def bereaved(self, part: Part, board: str) -> None:
+        """*part* was with the worker of *board* before; it may have died."""
 
     def take(self, part: Part, records: list[ConsumerRecord]) -> None:
         """*records* came and are not finished."""
@@ -338,7 +355,10 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             part.told_held = len(part.held)
             marks.append((part, part.marks))
             tracker = part.tracker
-            watermark, text = progress.encode(Stand(tracker.watermark, tracker.beyond(), len(part.held), part.ours))
+            counts = tuple((at, *three) for at, three in part.counts.items())
+            watermark, text = progress.encode(
+                Stand(tracker.watermark, tracker.beyond(), len(part.held), part.ours, counts, self._owner.board)
+            )
             part.full = len(text) > progress.FULL
             offsets[part.tp] = OffsetAndMetadata(watermark, text)
         try:
@@ -429,7 +449,10 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                     stuck[tp] = start
                     continue
                 stand, position = start
-                parts[tp] = Part(self, tp, stand, position)
+                part = parts[tp] = Part(self, tp, stand, position)
+                part.suspect_below = ends[tp]
+                if stand.board:
+                    self._owner.bereaved(part, stand.board)
         gone = [part for tp, part in self.parts.items() if parts.get(tp) is not part]
         self.parts = parts
         self._lose(gone)
@@ -458,7 +481,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             if not wrong and stand.watermark + len(stand.beyond) > end:
                 wrong = f"it claims offsets up to {stand.watermark + len(stand.beyond)}, the log ends at {end}"
                 stand = Stand(stand.watermark, b"", 0, stand.ours)
-            if wrong:
+            if wrong and stand.watermark <= end:
                 log.warning(
                     "what was finished beyond the watermark is not known; it is handled again",
                     partition=where,

@@ -17,6 +17,7 @@ from handrail.errors import BrokerError
 from handrail.message import Message
 from handrail_kafka import progress, wire
 from handrail_kafka.cluster import Cluster
+from handrail_kafka.control import Control
 from handrail_kafka.intake import Intake
 from handrail_kafka.names import Names
 from handrail_kafka.outbox import Outbox
@@ -41,6 +42,16 @@ class View:
         self.end = end
         self.part = part
         self.tracker = part.tracker if part is not None else Tracker(max(stand.watermark, begin), stand.beyond)
+
+    def counted(self, message: Message, offset: int) -> Message:
+        """*message* with the counts it was given when it was put back where it lies."""
+        if self.part is not None:
+            three = self.part.counts.get(offset)
+        else:
+            three = next(((a, s, c) for at, a, s, c in self.stand.counts if at == offset), None)
+        if three is not None:
+            message.attempts, message.starts, message.crashes = three
+        return message
 
     @property
     def start(self) -> int:
@@ -69,7 +80,9 @@ class Shelf:
         intakes: dict[str, Intake],
         specs: dict[str, QueueSpec],
         parts: Callable[[], Iterable[Part]],
+        control: Control,
     ) -> None:
+        self._control = control
         self._cluster = cluster
         self._names = names
         self._outbox = outbox
@@ -157,11 +170,12 @@ class Shelf:
         for topic in self._levels(queue):
             views = await self._views([topic])
             # by time, each partition's own order kept
-            lists: dict[TopicPartition, list[ConsumerRecord]] = {}
+            lists: dict[TopicPartition, list[tuple[View, ConsumerRecord]]] = {}
             for view, record in await self._records([_head(view, enough) for view in views]):
-                lists.setdefault(view.tp, []).append(record)
-            merged = heapq.merge(*lists.values(), key=lambda record: record.timestamp)
-            messages += [wire.message_of(record, queue) for record in merged]
+                lists.setdefault(view.tp, []).append((view, record))
+            merged = heapq.merge(*lists.values(), key=lambda one: one[1].timestamp)
+            level = [view.counted(wire.message_of(record, queue), record.offset) for view, record in merged]
+            messages += sorted(level, key=lambda message: -message.priority)
             if len(messages) >= enough:
                 break
         return messages
@@ -233,26 +247,33 @@ class Shelf:
         for reader in readers:
             reader.touched()
             await reader.committed()
+        count = len(chosen)
         if views:
             commits = {
                 tp: progress.encode(
-                    Stand(view.tracker.watermark, view.tracker.beyond(), view.stand.held, view.stand.ours)
+                    msgspec.structs.replace(view.stand, watermark=view.tracker.watermark, beyond=view.tracker.beyond())
                 )
                 for tp, view in views.items()
             }
             try:
                 await self._cluster.commit(group, commits)
             except (errors.UnknownMemberIdError, errors.IllegalGenerationError, errors.RebalanceInProgressError):
-                raise BrokerError(
-                    f"{self._cluster.place}: a worker reads {group!r} just now, and Kafka lets nobody else mark its messages; "
-                    "stop the workers first, or do it within the worker"
-                ) from None
-            below = {tp: view.tracker.watermark for tp, view in views.items() if view.stand.ours}
-            if below and self._cluster.options.reclaim and group != self._names.delay_group:
-                topic = next(iter(below)).topic
-                if await self._cluster.groups_on(topic) == {group}:
-                    await self._cluster.delete_below(below)
-        return len(chosen)
+                # a worker reads it, and Kafka lets nobody else mark its messages: ask that worker
+                asked: dict[TopicPartition, list[int]] = {}
+                for view, record in chosen:
+                    if view.tp in views:
+                        asked.setdefault(view.tp, []).append(record.offset)
+                count += await self._control.ask(asked) - sum(map(len, asked.values()))
+            else:
+                await self._clear(group, views)
+        return count
+
+    async def _clear(self, group: str, views: dict[TopicPartition, View]) -> None:
+        below = {tp: view.tracker.watermark for tp, view in views.items() if view.stand.ours}
+        if below and self._cluster.options.reclaim and group != self._names.delay_group:
+            topic = next(iter(below)).topic
+            if await self._cluster.groups_on(topic) == {group}:
+                await self._cluster.delete_below(below)
 
 
 class _Open(View):

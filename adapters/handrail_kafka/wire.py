@@ -172,6 +172,14 @@ def message_of(record: Record, queue: str) -> Message:
     return message
 
 
+def priority_of(record: Record) -> int:
+    """The priority of *record*, without decoding the rest."""
+    for name, value in record.headers:
+        if name == PRIORITY and value and len(value) == 1 and value.isdigit():
+            return int(value)
+    return DEFAULT_PRIORITY
+
+
 def target_of(record: Record) -> str:
     """The queue that a record among the delays waits for."""
     for name, value in record.headers:
