@@ -118,9 +118,7 @@ class Topology:
             for name in names:
                 if name in self._made:
                     continue
-                async with self.channel() as channel:
-                    await self._declare(channel, name, self.kind(spec.name))
-                self._made.add(name)
+                await self.make_queue(name, spec.name)
 
     async def _declare(self, channel: Channel, name: str, kind: str) -> None:
         if self.place.declare == "never":
@@ -142,8 +140,16 @@ class Topology:
 
     async def make_queue(self, name: str, queue: str) -> None:
         """The queue *name*, of the type of *queue*."""
-        async with self.channel() as channel:
-            await self._declare(channel, name, self.kind(queue))
+        kind = self.kind(queue)
+        try:
+            async with self.channel() as channel:
+                await self._declare(channel, name, kind)
+        except BrokerError as error:
+            if " exists with " in str(error):
+                # the server names the first argument that differs by its own order; the type says most
+                async with self.channel() as channel:
+                    await channel.ask(channel.raw.queue_declare, name, durable=True, arguments={"x-queue-type": kind})
+            raise
         self._made.add(name)
 
     def has_level(self, queue: str, level: int | str) -> bool:
