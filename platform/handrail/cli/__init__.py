@@ -13,6 +13,10 @@ def main() -> None:
     if sys.platform not in {"linux", "darwin"}:
         sys.exit(f"handrail runs on Linux and macOS; this is {sys.platform} (on Windows, use WSL)")
     _open_standard_streams()
+    if sys.getfilesystemencoding() != "utf-8" and "PYTHONUTF8" not in os.environ:
+        # names of files and what handlers print would be mangled or refused in a locale of another encoding
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this very command
     if os.getpid() == 1:
         from handrail.cli import pid1  # noqa: PLC0415 - only a container's first process needs it
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import sys
+import traceback
 from typing import Any
 
 import typer
@@ -12,7 +15,7 @@ import typer
 from handrail import errors
 from handrail.cli import about, check, dead, exit_codes, invoke, jobs, new, queues, send
 from handrail.cli import run as running
-from handrail.cli.common import FailedError, UsageError, nearest
+from handrail.cli.common import FailedError, UsageError, forget_stdout, nearest
 from handrail.cli.exit_codes import ExitCode
 
 # typer does not export the roots of its usage errors under one name in all its versions
@@ -41,21 +44,35 @@ def _root() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code. Nothing but a fault in the interpreter escapes it."""
     debug, arguments = _take_debug(arguments)
+    _log_to_stderr()
     try:
         result = app(args=arguments, prog_name="platform", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        _forget_stdout()
+        forget_stdout()
         return ExitCode.OK  # whoever read us, such as `head`, had enough
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except typer.Abort:
         return _tell("nothing was done", ExitCode.FAILED)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - here every error becomes a line
         if debug and not isinstance(error, _TyperError):
-            raise
+            traceback.print_exc()  # and then the line and the exit code that there are without --debug
         return _explain(error)
     return result if isinstance(result, int) else ExitCode.OK
+
+
+def _log_to_stderr() -> None:
+    """What adapters have to say in passing goes to stderr: stdout holds only what was asked for."""
+    from handrail import logs  # noqa: PLC0415 - after the checks of Python and system
+
+    with contextlib.suppress(ValueError):  # a wrong HANDRAIL_LOG is refused by the commands that log
+        # whoever waits at a terminal is told why; elsewhere the command's own error says it in one line
+        logs.configure(level=os.environ.get(logs.VARIABLE) or ("warning" if _seen() else "error"))
+
+
+def _seen() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _take_debug(arguments: list[str]) -> tuple[bool, list[str]]:
@@ -94,6 +111,8 @@ def _explain(error: Exception) -> int:
             code = ExitCode.USAGE
         case errors.HandrailError():
             code = ExitCode.FAILED
+        case OSError(errno=errno.ENOSPC):
+            return _tell("the disk is full; not all of the output could be written", ExitCode.FAILED)
         case _:
             return _tell(
                 f"unexpected {type(error).__name__}: {error}; run it again with --debug to see where, and please report it",
@@ -110,6 +129,12 @@ def _usage(error: Any) -> int:
         text = f"there is no command {unknown[1]!r}{nearest(unknown[1], _commands())}"
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "platform"
+    if command.endswith((" send", " invoke")):
+        # a message that a shell has cut into words, or that looks like an option
+        if re.match(r"No such option: -[\d.]", text):
+            return _tell(f"a message that begins with - goes behind --, as in: {command} QUEUE -- -5", ExitCode.USAGE)
+        if "unexpected extra argument" in text:
+            text = f"{text.rstrip('.')}; put single quotes around the message, as in '{{\"n\": 1}}'"
     return _tell(f"{text.rstrip('.')}; see: {command} --help", ExitCode.USAGE)
 
 
@@ -131,8 +156,3 @@ def _write(text: str) -> None:
         sys.stderr.flush()
     except OSError:
         pass  # nobody is left to read it; the exit code still says it
-
-
-def _forget_stdout() -> None:
-    # the interpreter flushes stdout at its end and would print a second complaint
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

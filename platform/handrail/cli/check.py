@@ -39,7 +39,8 @@ def check(config: Config = None, as_json: Json = False) -> None:
     elif problems:
         raise errors.ConfigError(problems)
     else:
-        console().print(report.bound_table(settings, found))
+        out = console()
+        out.print(report.bound_table(settings, found, out.width))
         unbound = [queue.name for queue in settings.queues.values() if queue.handler is None]
         if unbound:
             print(f"only sent to: {', '.join(unbound)}")

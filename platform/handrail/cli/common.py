@@ -170,7 +170,12 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError(f"{question} Say --yes, since nobody can be asked here.")
-    if not typer.confirm(question, default=False, err=True):
+    try:
+        agreed = typer.confirm(question, default=False, err=True)
+    except typer.Abort:
+        say("")  # Ctrl-C and Ctrl-D leave the cursor behind the question
+        agreed = False
+    if not agreed:
         raise FailedError("nothing was done")
 
 
@@ -202,6 +207,11 @@ def print_json(value: Any) -> None:
     data = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2)
     sys.stdout.write(data.decode("utf-8", "backslashreplace") + "\n")
     sys.stdout.flush()
+
+
+def forget_stdout() -> None:
+    """Print nothing more: its reader has gone, and the interpreter would complain when it flushes stdout at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def say(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
@@ -29,11 +30,9 @@ from handrail.cli.common import (
     settings_of,
     table,
 )
+from handrail.cli.purging import PAGE, forget
 from handrail.config.model import Settings
 from handrail.message import Message
-
-#: Dead letters that are looked at together.
-_PAGE = 1000
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="The dead letters; or say --all.")]
 All = Annotated[bool, typer.Option("--all", help="All dead letters of the queue.")]
@@ -87,11 +86,13 @@ def list_(
         return
     from rich.text import Text  # noqa: PLC0415 - brackets in a reason or payload are no markup
 
+    from handrail.logs import printable  # noqa: PLC0415 - as in print_message
+
     shown = table("id", "died", "attempts", "reason", "message", right=("attempts",))
     for each in found:
         reason = each.fault.reason.partition("\n")[0] if each.fault else ""
         died = ago(each.fault.at if each.fault else None)
-        shown.add_row(each.id, died, str(each.attempts), Text(reason), Text(preview(each.body)))
+        shown.add_row(each.id, died, str(each.attempts), Text(printable(reason)), Text(preview(each.body)))
     console().print(shown)
 
 
@@ -111,8 +112,11 @@ def show(
         print_json(record(found))
         return
     print_message(found)
-    print(f"\nrun it here:  platform invoke {queue} --from-dead {found.id}")
-    print(f"send it back: platform dead replay {queue} {found.id}")
+    from handrail.cli.report import command_path  # noqa: PLC0415 - only here
+
+    command, name = command_path(), shlex.quote(queue)
+    print(f"\nrun it here:  {command} invoke {name} --from-dead {found.id}")
+    print(f"send it back: {command} dead replay {name} {found.id}")
 
 
 def print_message(found: Message) -> None:
@@ -173,23 +177,9 @@ def replay(
 async def _purge(adapter: Adapter, queue: str, wanted: list[str] | None) -> tuple[int, list[str]]:
     gone = wanted or []
     if wanted is None:
-        while page := await adapter.peek(queue, "dead", _PAGE, len(gone)):
+        while page := await adapter.peek(queue, "dead", PAGE, len(gone)):
             gone += [each.id for each in page]
     return await adapter.purge(queue, "dead", wanted), gone
-
-
-async def _forget(settings: Settings, queue: str, ids: list[str]) -> None:
-    """Free the ids of what was deleted, so that new messages may have them."""
-    from handrail.ledger import open_ledger  # noqa: PLC0415 - it brings the database
-
-    ledger = open_ledger(settings)
-    if ledger is None or not ids:
-        return
-    await ledger.open()
-    try:
-        await ledger.forget(queue, ids)
-    finally:
-        await ledger.close()
 
 
 def purge(
@@ -204,12 +194,23 @@ def purge(
     wanted = _chosen(queue, ids, everything, "purge")
     settings = settings_of(config)
     queue_of(settings, queue)
-    many = "all dead letters" if wanted is None else f"{len(wanted)} dead letter{'' if len(wanted) == 1 else 's'}"
-    confirm(f"Delete {many} of {queue} for ever?", yes=yes)
+    if not yes:
+        count = (
+            len(set(wanted)) if wanted else _with_adapter(settings, queue, lambda adapter: adapter.depth(queue)).dead
+        )
+        if count == 0:
+            _deleted(queue, 0, as_json=as_json)
+            return
+        many = "all dead letters" if count is None else f"{count:,} dead letter{'' if count == 1 else 's'}"
+        confirm(f"Delete {many} of {queue} for ever?", yes=False)
     number, gone = _with_adapter(settings, queue, lambda adapter: _purge(adapter, queue, wanted))
-    asyncio.run(_forget(settings, queue, gone))
+    asyncio.run(forget(settings, queue, gone, ended=True))
+    _deleted(queue, number, as_json=as_json)
+    _missing(queue, wanted, number)
+
+
+def _deleted(queue: str, number: int, *, as_json: bool) -> None:
     if as_json:
         print_json({"queue": queue, "purged": number})
     else:
         print(f"deleted {number:,} dead letter{'' if number == 1 else 's'} of {queue}")
-    _missing(queue, wanted, number)

@@ -27,7 +27,9 @@ from handrail.cli.common import (
 from handrail.cli.exit_codes import ExitCode
 from handrail.cli.send import Source
 from handrail.config.model import HandlerRef, QueueSettings, Settings
+from handrail.logs import printable
 from handrail.message import JSON, Message
+from handrail.outcome import Outcome
 from handrail.pipe import End
 
 
@@ -79,7 +81,7 @@ def invoke(
     except errors.ConfigError as error:
         raise errors.ConfigError([problem.rstrip() for problem in error.problems]) from None
     result = json.loads(done.detail[0]) if done.end is End.COMPLETED and done.detail[0] is not None else None
-    outcome = done.end.name.lower() if done.end is not None else "failed"
+    outcome = _OUTCOMES.get(done.end, Outcome.FAILED).value if done.end is not None else Outcome.FAILED.value
     traceback = str(done.detail[{End.FAILED: 2, End.REJECTED: 1}[done.end]]) if done.end in _WITH_TRACEBACK else ""
     if as_json:
         print_json(
@@ -100,7 +102,7 @@ def invoke(
         for each in done.sends:
             say(f"would send to {each.queue}: {each.body[:200].decode('utf-8', 'replace')}")
         if traceback:
-            say(traceback.rstrip())
+            say(printable(traceback.rstrip()))
         took = duration.text(round(done.seconds, 4))
         say(f"{done.found.where}: {outcome} in {took}{f': {done.reason}' if done.reason and not traceback else ''}")
         if result is not None:
@@ -110,6 +112,13 @@ def invoke(
 
 
 _WITH_TRACEBACK = (End.FAILED, End.REJECTED)
+#: What a worker would have called it.
+_OUTCOMES = {
+    End.COMPLETED: Outcome.COMPLETED,
+    End.LATER: Outcome.LATER,
+    End.REJECTED: Outcome.DEAD,
+    End.UNFIT: Outcome.DEAD,
+}
 
 
 def _target(settings: Settings, text: str) -> str | HandlerRef:
@@ -123,7 +132,9 @@ def _target(settings: Settings, text: str) -> str | HandlerRef:
     try:
         return References(Path(settings.root), check=True).find(text)
     except ReferenceProblemError as error:
-        raise UsageError(f"{text!r} is no queue{nearest(text, settings.queues)} And no handler: {error}") from None
+        reason = str(error).removeprefix(f"handler {text!r}: ")
+        queues = nearest(text, settings.queues).removeprefix("; ")
+        raise UsageError(f"{text!r} is neither a handler ({reason}) nor a queue ({queues})") from None
 
 
 async def _dead_letter(settings: Settings, queue: str, message_id: str) -> Message:

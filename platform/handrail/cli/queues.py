@@ -29,6 +29,7 @@ from handrail.cli.common import (
     settings_of,
     table,
 )
+from handrail.cli.purging import PAGE, chosen_ids, forget
 from handrail.config.model import Settings
 
 StateName = Annotated[str, typer.Option("--state", metavar="STATE", help="ready, delayed, active or dead.")]
@@ -212,14 +213,27 @@ def purge(
             return None if None in numbers else sum(numbers)
 
     async def delete() -> int:
+        number, ids = 0, []
         async with brokers(settings) as opened:
             adapter = await opened.of(bound)
-            return sum([await opened.answer(adapter, adapter.purge(queue, each)) for each in states])
+            for each in states:
+                if settings.ledger is not None:
+                    ids += await opened.answer(adapter, chosen_ids(adapter, queue, each))
+                number += await opened.answer(adapter, adapter.purge(queue, each))
+            if ids:
+                # what a worker took meanwhile runs on, and its id stays held
+                active = {each.id for each in await opened.answer(adapter, adapter.peek(queue, "active", PAGE))}
+                ids = [each for each in ids if each not in active]
+        await forget(settings, queue, ids, ended=False)
+        return number
 
     if not yes:
         number = asyncio.run(count())
         if number == 0:
-            print(f"no {state} messages in {queue}")
+            if as_json:
+                print_json({"queue": queue, "purged": 0})
+            else:
+                print(f"no {state} messages in {queue}")
             return
         many = "all" if number is None else f"{number:,}"
         confirm(f"Delete {many} {state} message{'' if number == 1 else 's'} of {queue} for ever?", yes=False)

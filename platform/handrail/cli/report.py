@@ -59,31 +59,40 @@ def bound(settings: Settings, found: list[Found]) -> list[dict[str, Any]]:
     return rows
 
 
-def bound_table(settings: Settings, found: list[Found]) -> Any:
-    """What is bound, for people."""
+def bound_table(settings: Settings, found: list[Found], width: int) -> Any:
+    """What is bound, for people; in a terminal too narrow for all of it, the less needed is left out, not folded."""
+    for wordy, full in ((True, True), (False, True), (False, False)):
+        made = _bound_table(settings, found, wordy=wordy, full=full)
+        if _width(made) <= width:
+            break
+    return made
+
+
+def _bound_table(settings: Settings, found: list[Found], *, wordy: bool, full: bool) -> Any:
     several = len({settings.queues[each.queue].broker for each in found}) > 1
-    made = table(
-        "queue",
-        "handler",
-        "kind",
-        "at once",
-        "attempts",
-        "timeout",
-        *(["broker"] if several else []),
-        right=("at once", "attempts"),
-    )
+    names = ["queue", "handler", "kind", *(["at once", "attempts"] if full else []), "timeout"]
+    made = table(*names, *(["broker"] if several else []), right=("at once", "attempts"))
     for each in found:
         queue = settings.queues[each.queue]
         made.add_row(
             f"[bold]{each.queue}[/bold]",
-            each.where + (f"  [dim]{each.type}[/dim]" if each.type else ""),
+            each.where + (f"  [dim]{each.type}[/dim]" if each.type and full else ""),
             each.kind,
-            str(concurrency(queue, each.kind)),
-            str(queue.attempts),
-            timeout_text(queue, each.kind),
+            *([str(concurrency(queue, each.kind)), str(queue.attempts)] if full else []),
+            timeout_text(queue, each.kind)
+            if wordy
+            else "none"
+            if queue.timeout is None
+            else duration.text(queue.timeout),
             *([queue.broker] if several else []),
         )
     return made
+
+
+def _width(made: Any) -> int:
+    from rich.console import Console  # noqa: PLC0415 - as above
+
+    return Console(width=100_000).measure(made).maximum
 
 
 def command_path() -> str:
@@ -140,7 +149,7 @@ def ready(settings: Settings, found: list[Found], places: dict[str, str], *, pro
     width = max(len(name) for name, _ in facts)
     out = screen()
     out.print()
-    out.print(bound_table(settings, found))
+    out.print(bound_table(settings, found, out.width))
     out.print()
     for name, value in facts:
         out.out(f"{name:<{width}}  {value}", highlight=False)

@@ -97,7 +97,7 @@ def only_one(settings: Settings) -> Iterator[None]:
         except BlockingIOError:
             pid = os.pread(file, 32, 0).decode("ascii", "replace").strip()
             raise errors.AlreadyRunningError(
-                f"this project is run already{f' by pid {pid}' if pid else ''} ({shown(settings.root)}); "
+                f"this project is run already{f' by pid {pid}' if pid else ''} ({settings.root}); "
                 "stop that one first, or add workers with: platform work"
             ) from None
         os.ftruncate(file, 0)
@@ -195,7 +195,12 @@ class _Service:
         if self._signals > 1:
             worker.hurry()
         interrupted = await worker.stop()
-        log.info("stopped", seconds=round(time.monotonic() - began, 2), interrupted_and_given_back=interrupted)
+        seconds = round(time.monotonic() - began, 2)
+        if not logs.for_people():
+            log.info("stopped", seconds=seconds, interrupted_and_given_back=interrupted)
+            return
+        given_back = f"; {interrupted} unfinished, given back to the broker" if interrupted else ""
+        log.info(f"stopped in {duration.text(seconds)}{given_back}")  # noqa: G004 - people read a sentence
 
     def _signalled(self, number: signal.Signals) -> None:
         self._signals += 1

@@ -6,9 +6,11 @@ import datetime as dt
 import json
 import math
 import os
+import re
+import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
@@ -22,6 +24,7 @@ from handrail.cli.common import (
     Json,
     Queue,
     UsageError,
+    forget_stdout,
     queue_of,
     say,
     seconds_of,
@@ -30,10 +33,12 @@ from handrail.cli.common import (
 )
 from handrail.config.model import QueueSettings
 
-#: Messages that are handed over and waited for together.
-BATCH = 1000
+#: Messages that are handed over and waited for together, and the bytes of their source: memory stays flat.
+BATCH, BATCH_BYTES = 1000, 8 << 20
 #: Ids that a terminal gets; a pipe or a file gets them all.
 IDS_SHOWN = 20
+#: Bytes that are read of a stream at once.
+_CHUNK = 1 << 16
 
 
 def register(app: typer.Typer) -> None:
@@ -101,17 +106,61 @@ def send(
     source = Source(message, bound, text=text, raw=raw)
     if message_id is not None and (count > 1 or source.many):
         raise UsageError("--id names one message; send several without it, and each gets an id of its own")
-    ids = _send_all(queue, source, options, count, settings.send_timeout)
-    if as_json:
-        _print_json_ids(queue, ids)
-    elif len(ids) > IDS_SHOWN and sys.stdout.isatty():
-        print(f"sent {len(ids):,} messages to {queue}: {ids[0]} … {ids[-1]}")
-    else:
-        sys.stdout.writelines(f"{each}\n" for each in ids)
+    told = Told(queue, as_json=as_json, short=sys.stdout.isatty() and not source.typed)
+    try:
+        _send_all(queue, source, options, count, settings.send_timeout, told)
+    finally:
+        told.end()
 
 
-def _print_json_ids(queue: str, ids: list[str]) -> None:
-    sys.stdout.write(json.dumps([{"queue": queue, "id": each} for each in ids], indent=2) + "\n")
+class Told:
+    """The ids of what was sent, printed as they come: a million of them need no memory, and a broken bulk has its ids."""
+
+    def __init__(self, queue: str, *, as_json: bool, short: bool) -> None:
+        self._queue = queue
+        self._json = as_json
+        #: On a terminal a long list of ids would bury the line that matters.
+        self._short = short and not as_json
+        self._failed: OSError | None = None
+        self._held: list[str] = []
+        self.count = 0
+        self.first = self.last = ""
+
+    def add(self, ids: list[str]) -> None:
+        """Print *ids*, of messages that the broker has."""
+        if not ids:
+            return
+        if self._json:
+            rows = (json.dumps({"queue": self._queue, "id": each}) for each in ids)
+            self._print(("[\n" if not self.count else ",\n") + ",\n".join(f"  {row}" for row in rows))
+        elif self._short:
+            self._held += ids[: IDS_SHOWN + 1 - len(self._held)]
+        else:
+            self._print("".join(f"{each}\n" for each in ids))
+        self.first, self.last = self.first or ids[0], ids[-1]
+        self.count += len(ids)
+
+    def end(self) -> None:
+        """Print what is left to print. Raises what kept anything from being printed."""
+        if self._json:
+            self._print("\n]\n" if self.count else "[]\n")
+        elif self.count > IDS_SHOWN and self._short:
+            self._print(f"sent {self.count:,} messages to {self._queue}: {self.first} … {self.last}\n")
+        else:
+            self._print("".join(f"{each}\n" for each in self._held))
+        if self._failed is not None:
+            raise self._failed
+
+    def _print(self, text: str) -> None:
+        if self._failed is not None:
+            return
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has had enough; the messages are still to be sent
+            forget_stdout()
+        except OSError as error:  # a full disk, say: told once all is sent
+            self._failed = error
 
 
 # --- what to send -----------------------------------------------------------------------------------------------------
@@ -135,6 +184,12 @@ class Source:
         self.many = (self._path is not None or self._stdin) and not raw
         #: Bytes to read, when that is known.
         self.size = self._path.stat().st_size if self._path is not None else None
+        #: Whether people type the messages.
+        self.typed = self._stdin and sys.stdin.isatty()
+        #: What an error calls the message read last: ``messages.jsonl:3``; empty when it stands on the command line.
+        self.place = ""
+        #: Called before waiting for a stream that has nothing to read just now.
+        self.waiting: Callable[[], None] = lambda: None
         if self._path is not None and self.many:
             # all of a file is checked before the first message leaves; a stream cannot be
             for _ in self:
@@ -144,13 +199,31 @@ class Source:
         """Each message, and the bytes read for it."""
         if self._path is not None:
             with self._path.open("rb") as file:
-                yield from self._read(file, shown(self._path))
+                yield from self._read(file, file, shown(self._path))
         elif self._stdin:
-            if sys.stdin.isatty():
-                say("type one JSON message a line; Ctrl-D ends")
-            yield from self._read(sys.stdin.buffer, "stdin")
+            if self.typed:
+                say(f"type one {'message' if self._text else 'JSON message'} a line; Ctrl-D ends")
+            yield from self._read(sys.stdin.buffer, self._lines(sys.stdin.buffer), "stdin")
         else:
             yield self._argument_value(), 0
+
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+        """The lines of a stream. What somebody still writes to, such as `tail -f`, must not wait for a full batch."""
+        rest: list[bytes] = []
+        while True:
+            if not select.select([file], [], [], 0)[0]:
+                self.waiting()
+            chunk = os.read(file.fileno(), _CHUNK)
+            if not chunk:
+                break
+            *whole, last = chunk.split(b"\n")
+            for line in whole:
+                yield b"".join((*rest, line, b"\n"))
+                rest.clear()
+            if last:
+                rest.append(last)
+        if rest:
+            yield b"".join(rest)
 
     def _argument_value(self) -> Any:
         if self._raw:
@@ -166,13 +239,16 @@ class Source:
         # on a queue whose handler gets text or bytes, the text is the body itself; elsewhere it is a JSON string
         return line if self._queue.content == "json" else line.encode()
 
-    def _read(self, file: BinaryIO, name: str) -> Iterator[tuple[Any, int]]:
+    def _read(self, file: BinaryIO, lines: Iterable[bytes], name: str) -> Iterator[tuple[Any, int]]:
         if self._raw:
+            self.place = name
             data = file.read()
             yield data, len(data)
             return
-        for number, line in enumerate(file, 1):
-            text = self._decode(line, f"{name}:{number}")
+        lines = iter(lines)
+        for number, line in enumerate(lines, 1):
+            self.place = f"{name}:{number}"
+            text = self._decode(line, self.place)
             if not self._text and not text.strip():
                 continue
             if self._text:
@@ -182,15 +258,15 @@ class Source:
                 yield parse(text.rstrip("\r\n")), len(line)
             except IncompleteError as error:
                 # one message written over several lines, as people and tools write files
-                if number == 1 and (whole := self._whole(text, file, name)) is not None:
-                    yield whole
+                if number == 1:
+                    yield self._whole(text, lines, name)
                     return
                 raise UsageError(f"{name}:{number}:{error.column}: not JSON: {error}") from None
             except BadJsonError as error:
                 raise UsageError(f"{name}:{number}:{error.column}: not JSON: {error}") from None
 
-    def _whole(self, first: str, file: BinaryIO, name: str) -> tuple[Any, int] | None:
-        rest = file.read()
+    def _whole(self, first: str, lines: Iterator[bytes], name: str) -> tuple[Any, int]:
+        rest = b"".join(lines)
         text = first + self._decode(rest, name)
         try:
             return parse(text), len(first.encode()) + len(rest)
@@ -226,9 +302,10 @@ def parse(text: str) -> Any:
         return json.loads(text, parse_constant=_no_constant, parse_float=_number)
     except json.JSONDecodeError as error:
         where = f"at column {error.colno}" if error.lineno == 1 else f"at line {error.lineno}, column {error.colno}"
+        reason = error.msg.removesuffix(" at")  # of "Unterminated string starting at"
         end = error.pos >= len(text.rstrip()) or (error.msg.startswith("Unterminated") and "\n" not in text)
         kind = IncompleteError if end else BadJsonError
-        raise kind(f"{error.msg[:1].lower()}{error.msg[1:]} {where}", error.lineno, error.colno) from None
+        raise kind(f"{reason[:1].lower()}{reason[1:]} {where}", error.lineno, error.colno) from None
     except RecursionError:
         raise BadJsonError("it is nested too deep", 1, 1) from None
 
@@ -255,7 +332,9 @@ def quoting_hint(text: str) -> str:
         return """; the shell took the double quotes away: put single quotes around it all, as in '{"n": 1}'"""
     if stripped[0] == "'":
         return "; the single quotes have become part of it: use them once, around it all"
-    if stripped[0] not in '{["-0123456789':
+    if stripped[0] in "-0123456789":
+        return ""
+    if stripped[0] not in '{["':
         return f"""; for a text write '"{stripped[:20]}"' or use --text; for a file write @{stripped[:20]}"""
     return """; put single quotes around it all, as in '{"n": 1}'"""
 
@@ -287,55 +366,76 @@ def _instant(text: str | None) -> dt.datetime | None:
 # --- sending ----------------------------------------------------------------------------------------------------------
 
 
-def _send_all(queue: str, source: Source, options: dict[str, Any], count: int, timeout: float) -> list[str]:
+def _send_all(queue: str, source: Source, options: dict[str, Any], count: int, timeout: float, told: Told) -> None:
     from handrail import context  # noqa: PLC0415 - it opens a publisher
 
     if not source.many and count == 1:
         message = next(iter(source))[0]
         receipt = context.queues.send_to_queue(queue, message, **options)
         receipt.wait(timeout + 5)
-        return [receipt.id]
-    ids: list[str] = []
+        told.add([receipt.id])
+        return
     batch: list[Any] = []
-    bytes_read = 0
+    places: list[str] = []
+    bytes_read = bytes_waiting = 0
 
     def leave() -> None:
-        nonlocal bytes_read
-        receipt = context.queues.send_bulk(queue, batch, **options)
-        batch.clear()
+        nonlocal bytes_waiting
+        if not batch:
+            return
+        bytes_waiting = 0
+        try:
+            receipt = context.queues.send_bulk(queue, batch, **options)
+        except errors.HandrailError as error:
+            raise _in_its_place(error, places) from None
+        finally:
+            batch.clear()
+            places.clear()
         try:
             receipt.wait(timeout + 5)
         finally:
-            ids.extend(each for at, each in enumerate(receipt.ids) if receipt.done and at not in receipt.errors)
+            told.add([each for at, each in enumerate(receipt.ids) if receipt.done and at not in receipt.errors])
+        progress(told.count, bytes_read)
 
     with ExitStack() as stack:
-        progress = _progress(stack, queue, source.size if source.many else None, count)
+        # beside a bar nobody can type
+        progress = (
+            _no_progress if source.typed else _progress(stack, queue, source.size if source.many else None, count)
+        )
+        source.waiting = leave
         try:
             for message, size in source:
                 bytes_read += size
                 for _ in range(count):
                     batch.append(message)
-                    if len(batch) >= BATCH:
+                    places.append(source.place)
+                    bytes_waiting += size
+                    if len(batch) >= BATCH or bytes_waiting >= BATCH_BYTES:
                         leave()
-                        progress(len(ids), bytes_read)
-            if batch:
-                leave()
-            progress(len(ids), bytes_read)
-        except (errors.HandrailError, KeyboardInterrupt) as error:
-            if ids:
-                say(f"{len(ids):,} messages were sent to {queue} before this; the last id is {ids[-1]}")
-            if isinstance(error, KeyboardInterrupt):
-                raise
+            leave()
+        except (errors.HandrailError, KeyboardInterrupt):
+            if told.count:
+                say(f"{told.count:,} messages were sent to {queue} before this; the last id is {told.last}")
             raise
-    if not ids:
+    if not told.count:
         raise FailedError("there was no message to send")
-    return ids
+
+
+def _in_its_place(error: errors.HandrailError, places: list[str]) -> errors.HandrailError:
+    """*error* of a bulk with the line that its item came from, which is what people can look up."""
+    item = re.match(r"item (\d+) of the bulk: ", str(error))
+    place = places[int(item[1])] if item else ""
+    return type(error)(f"{place}: {str(error)[item.end() :]}") if item and place else error
+
+
+def _no_progress(_sent: int, _read: int) -> None:
+    pass
 
 
 def _progress(stack: ExitStack, queue: str, size: int | None, count: int) -> Any:
     """A function that shows how far it is: a bar on a terminal, else nothing."""
     if not sys.stderr.isatty():
-        return lambda _sent, _read: None
+        return _no_progress
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 

@@ -41,7 +41,8 @@ def find(start: Path | None = None) -> Path:
         if other.is_file():
             raise NoProjectError(f"{other} must be called {FILE}; rename it")
     raise NoProjectError(
-        f"there is no {FILE} in {here} or above it; go to your project's folder, set HANDRAIL_CONFIG, or run `platform new`"
+        f"there is no {FILE} in {here} or above it; "
+        "go to your project's folder, set HANDRAIL_CONFIG, or make a project: platform new DIR"
     )
 
 

@@ -82,7 +82,7 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
     except FileNotFoundError:
-        _raise(path, [Problem(start, "there is no such file; `platform new` makes one")])
+        _raise(path, [Problem(start, "there is no such file; `platform new DIR` makes one")])
     except IsADirectoryError:
         _raise(path, [Problem(start, "this is a folder; name the file in it")])
     except (OSError, ValueError) as error:

@@ -7,6 +7,10 @@ accepted is flushed when the interpreter exits.
 from __future__ import annotations
 
 import atexit
+
+# What runs at exit runs in reverse: with this registered before our flush, an adapter that asks the loop's threads for an
+# address still finds them. Imported here, for it hooks into forks, and one must not fall amid that.
+import concurrent.futures.thread  # noqa: F401
 import os
 import threading
 from pathlib import Path

@@ -50,10 +50,10 @@ def test_no_password_is_in_an_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_debug_shows_the_traceback(project) -> None:
-    """--debug is taken anywhere on the line and turns the one line into a traceback."""
+    """--debug is taken anywhere on the line and shows the traceback above the line; the exit code stays."""
     for words in (["--debug", "queues"], ["queues", "--debug"]):
         ran = project.run(*words)
-        assert ran.returncode == 1
+        assert ran.returncode == 2
         assert "Traceback" in ran.stderr
         assert "NoProjectError" in ran.stderr
 

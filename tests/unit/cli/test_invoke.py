@@ -75,7 +75,7 @@ def test_a_rejection_is_told_with_its_reason(handlers) -> None:
     found = handlers.run("invoke", "task.rejects", "1", "--json")
 
     assert found.returncode == 5
-    assert (json.loads(found.stdout)["outcome"], json.loads(found.stdout)["reason"]) == ("rejected", "never")
+    assert (json.loads(found.stdout)["outcome"], json.loads(found.stdout)["reason"]) == ("dead", "never")
 
 
 def test_what_the_handler_sends_is_shown_and_not_sent(handlers) -> None:

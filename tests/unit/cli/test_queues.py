@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+import subprocess
 
 import pytest
+from cli_support import PLATFORM, wait_for
 
 ID = re.compile(r"[0-9a-f]{32}\n")
 
@@ -149,6 +151,118 @@ def test_too_large_a_message_is_refused(laid) -> None:
     """The limit is named; exit code 2, for sending it again does not help."""
     laid.write("big.json", json.dumps("x" * 1_100_000))
     assert "max_message_bytes" in laid.refused("send", "task", "@big.json", code=2)
+
+
+def test_a_message_that_cannot_be_sent_is_named_by_its_line(laid) -> None:
+    """What people can look up is the line of their file, not a place in a bulk."""
+    laid.write("big.jsonl", '1\n"' + "x" * 1_100_000 + '"\n')
+    assert laid.refused("send", "task", "@big.jsonl", code=2).startswith("platform: big.jsonl:2: the message for queue")
+
+
+def test_a_stream_that_pauses_is_sent_so_far(laid) -> None:
+    """`tail -f log | platform send task -` does not wait for a full batch, nor for the stream's end."""
+    sender = subprocess.Popen(
+        [PLATFORM, "send", "task", "-"],
+        cwd=laid.root,
+        env=laid.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert sender.stdin is not None
+    assert sender.stdout is not None
+    try:
+        sender.stdin.write('1\n"begun')
+        sender.stdin.flush()
+        assert ID.fullmatch(sender.stdout.readline())
+        assert depth(laid)["ready"] == 1
+
+        sender.stdin.write('"\n')
+        sender.stdin.close()
+        assert ID.fullmatch(sender.stdout.readline())
+        assert sender.wait(30) == 0
+    finally:
+        sender.kill()
+        sender.wait()
+        sender.stdout.close()
+    assert [each["message"] for each in laid.json("peek", "task")] == [1, "begun"]
+
+
+def test_ids_are_printed_as_they_come_and_a_reader_that_has_enough_stops_no_send(laid) -> None:
+    """`| head -1` gets its line, and everything is sent all the same."""
+    lines = "".join(f"{n}\n" for n in range(3500))
+    ran = subprocess.run(
+        ["/bin/bash", "-c", f"set -o pipefail; {PLATFORM} send task - | head -1"],
+        cwd=laid.root,
+        env=laid.environment,
+        input=lines,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ID.fullmatch(ran.stdout), ran.stderr
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert depth(laid)["ready"] == 3500
+
+
+def test_a_full_disk_under_the_output_is_said_after_everything_was_sent(laid) -> None:
+    """The ids could not be written, the message is sent: exit code 1, and no request to report a fault."""
+    ran = laid.shell(f"{PLATFORM} send task 1 >/dev/full")
+
+    assert ran.wait() == 1
+    assert "the disk is full" in ran.text
+    assert "report" not in ran.text
+    assert depth(laid)["ready"] == 1
+
+
+def test_typed_messages_have_no_bar_beside_them(laid) -> None:
+    """On a terminal each line is sent when it is typed, and nothing is drawn over it."""
+    terminal = laid.terminal("send", "task", "-")
+    terminal.until("Ctrl-D ends")
+    terminal.press("17\n")
+    wait_for(lambda: depth(laid)["ready"] == 1, "the line to be sent")
+    terminal.press("\x04")
+
+    assert terminal.wait() == 0
+    assert "sent" not in terminal.text
+    assert ID.search(terminal.text.replace("\r", ""))
+
+
+def test_a_purge_frees_the_ids_of_what_it_deletes(laid) -> None:
+    """An id that was chosen, and held by a message that waited for its retry, can be sent anew."""
+    laid.write("handlers/task.py", "def handler(message):\n    print('ran', flush=True)\n    raise ValueError('no')\n")
+    laid.write("queues.yaml", "queues:\n  task: {handler: task, backoff: 1h}\n")
+    worker = laid.start("work")
+    laid.ready(worker)
+    laid.ok("send", "task", "1", "--id", "mine")
+    wait_for(lambda: depth(laid)["delayed"] == 1, "the retry waits")
+    laid.ok("send", "task", "1", "--id", "mine")
+    wait_for(lambda: "duplicate" in laid.err(), "the second is a duplicate")
+
+    assert laid.json("purge", "task", "--yes")["purged"] == 1
+
+    laid.ok("send", "task", "1", "--id", "mine")
+    wait_for(lambda: laid.out().count("ran") == 2, "the third runs")
+
+
+def test_a_purge_of_nothing_asks_nothing_and_its_json_is_json(laid) -> None:
+    """Where nothing would be deleted there is nothing to ask, with a terminal or without."""
+    assert laid.json("purge", "task") == {"queue": "task", "purged": 0}
+    assert laid.json("dead", "purge", "task", "--all") == {"queue": "task", "purged": 0}
+    assert laid.ok("purge", "task") == "no waiting messages in task\n"
+
+
+def test_ctrl_c_at_the_question_deletes_nothing_and_ends_the_line(laid) -> None:
+    """What is said afterwards stands on a line of its own."""
+    laid.ok("send", "task", "1")
+    terminal = laid.terminal("purge", "task")
+    terminal.until("[y/N]")
+    terminal.press("\x03")
+
+    assert terminal.wait() == 1
+    assert "\nplatform: nothing was done" in terminal.text.replace("\r", "")
+    assert depth(laid)["ready"] == 1
 
 
 def test_queues_is_a_table_with_every_queue(laid) -> None:

@@ -54,7 +54,7 @@ def test_a_variable_that_names_nothing_is_an_error(project, monkeypatch):
 def test_no_project_is_an_error_that_says_what_to_do(tmp_path):
     """Outside a project the line says where it was looked for."""
     said = (
-        f"there is no queues.yaml in {tmp_path} or above it; go to your project's folder, set HANDRAIL_CONFIG, or run"
+        f"there is no queues.yaml in {tmp_path} or above it; go to your project's folder, set HANDRAIL_CONFIG, or make"
     )
 
     with pytest.raises(NoProjectError, match=re.escape(said)):

@@ -477,7 +477,7 @@ def test_a_missing_file_a_folder_and_an_unreadable_one_are_told(project, tmp_pat
         found[name] = str(caught.value)
 
     assert found == {
-        "none.yaml": "none.yaml:1:1: there is no such file; `platform new` makes one",
+        "none.yaml": "none.yaml:1:1: there is no such file; `platform new DIR` makes one",
         "folder.yaml": "folder.yaml:1:1: this is a folder; name the file in it",
     }
 

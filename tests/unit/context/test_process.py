@@ -346,3 +346,30 @@ def test_killed_at_any_instant_what_was_confirmed_stays(project):
 
     assert done.returncode == -9
     assert bodies(project) == [str(n) for n in range(300)]
+
+
+def test_an_adapter_can_use_the_loops_threads_at_exit(project):
+    """A script that sends and ends at once is served by adapters that look up names on the loop's threads."""
+    done = run(
+        project,
+        """
+        import asyncio
+        from handrail import adapter
+
+        load = adapter.load
+        def slow(settings):
+            made = load(settings)
+            opened = made.open
+            async def open(role):
+                await asyncio.sleep(0.3)  # the script has ended by now
+                await asyncio.get_running_loop().run_in_executor(None, int)
+                await opened(role)
+            made.open = open
+            return made
+        adapter.load = slow
+        send("email", 1)
+        """,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bodies(project) == ["1"]
