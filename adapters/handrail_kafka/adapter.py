@@ -397,8 +397,12 @@ class _Core:
                 topics = wanted.setdefault(self._options.replication, {})
                 if not any(self._names.queue(queue.dead_letter) in others for others in wanted.values()):
                     topics[self._names.queue(queue.dead_letter)] = 1
+        # a longer tier may come into being when it is needed: workers find it before it is the time to leave it
+        wanted.setdefault(self._options.replication, {})[self._names.tier_for(0.0)] = 1
         for replication, topics in wanted.items():
             await self.cluster.create(topics, replication)
+        if self._role == "worker":
+            self.forwarder.look()
         await self.cluster.warn_of_losses([topic for topics in wanted.values() for topic in topics])
 
     async def attach(

@@ -24,6 +24,8 @@ SAFE_SPAN = 16_000
 
 #: Messages whose counts are kept beside the map; more are given back through the topic's tail.
 MOST_COUNTS = 40
+#: Messages in hand that are named, so that others do not list them as waiting; of more only the number is told.
+MOST_HELD = 64
 
 _MARK = "hr1"
 _RUNS = re.compile(rb"\x01+|\x00+")
@@ -38,6 +40,8 @@ class Stand(msgspec.Struct, frozen=True):
     beyond: bytes = b""
     #: Messages that were in workers' hands when it was written.
     held: int = 0
+    #: Which those were, when they were few.
+    held_at: tuple[int, ...] = ()
     #: The topic was made by handrail, so that its space may be reclaimed.
     ours: bool = False
     #: Counts of messages that were given back where they lie: offset, attempts, starts, crashes.
@@ -56,7 +60,8 @@ def encode(stand: Stand) -> tuple[int, str]:
     beyond = stand.beyond
     counts = ",".join(f"{at - stand.watermark}.{a}.{s}.{c}" for at, a, s, c in stand.counts[:MOST_COUNTS])
     board = quote(stand.board) if len(stand.board) < 300 else ""
-    head = f"{_MARK};{stand.watermark};{stand.held};{'o' if stand.ours else '-'};{counts};{board};"
+    held = ".".join(str(at - stand.watermark) for at in stand.held_at[:MOST_HELD])
+    head = f"{_MARK};{stand.watermark};{stand.held}{':' if held else ''}{held};{'o' if stand.ours else '-'};{counts};{board};"
     while True:
         text = head + _encode_map(beyond)
         if len(text) <= METADATA_LIMIT:
@@ -90,11 +95,13 @@ def decode(offset: int, text: str) -> tuple[Stand, str]:
     if parts[0] != _MARK:
         return Stand(offset), "its metadata was not written by handrail"
     try:
-        base, held, ours = int(parts[1]), int(parts[2]), parts[3] == "o"
+        base, ours = int(parts[1]), parts[3] == "o"
+        number, _, places = parts[2].partition(":")
+        held, held_at = int(number), tuple(base + int(place) for place in places.split(".")) if places else ()
         if base != offset:
             return Stand(offset), f"its metadata was written for offset {base}"
         counts = tuple(_counts(entry, base) for entry in parts[4].split(",")) if parts[4] else ()
-        stand = Stand(offset, b"", held, ours, counts, unquote(parts[5]))
+        stand = Stand(offset, b"", held, held_at, ours, counts, unquote(parts[5]))
         if parts[6] == "":
             return stand, ""
         mode, count, check, data = parts[6], int(parts[7]), int(parts[8], 16), base64.b85decode(parts[9])

@@ -22,7 +22,7 @@ from aiokafka.structs import OffsetAndMetadata
 from handrail_kafka import faults, progress
 from handrail_kafka.cluster import Cluster
 from handrail_kafka.options import LostPosition
-from handrail_kafka.progress import SAFE_SPAN, Stand, Tracker
+from handrail_kafka.progress import MOST_HELD, SAFE_SPAN, Stand, Tracker
 
 log = structlog.get_logger("handrail.kafka")
 
@@ -356,8 +356,11 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             marks.append((part, part.marks))
             tracker = part.tracker
             counts = tuple((at, *three) for at, three in part.counts.items())
+            held = tuple(part.held) if len(part.held) <= MOST_HELD else ()
             watermark, text = progress.encode(
-                Stand(tracker.watermark, tracker.beyond(), len(part.held), part.ours, counts, self._owner.board)
+                Stand(
+                    tracker.watermark, tracker.beyond(), len(part.held), held, part.ours, counts, self._owner.board
+                )
             )
             part.full = len(text) > progress.FULL
             offsets[part.tp] = OffsetAndMetadata(watermark, text)
@@ -480,7 +483,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             stand, wrong = progress.decode(committed.offset, committed.metadata or "")
             if not wrong and stand.watermark + len(stand.beyond) > end:
                 wrong = f"it claims offsets up to {stand.watermark + len(stand.beyond)}, the log ends at {end}"
-                stand = Stand(stand.watermark, b"", 0, stand.ours)
+                stand = Stand(stand.watermark, ours=stand.ours)
             if wrong and stand.watermark <= end:
                 log.warning(
                     "what was finished beyond the watermark is not known; it is handled again",
@@ -490,7 +493,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 )
             if stand.watermark <= end:
                 if stand.watermark < begin:
-                    return Stand(begin, b"", 0, stand.ours), begin
+                    return Stand(begin, ours=stand.ours), begin
                 return stand, stand.watermark
             what = f"the position {stand.watermark} lies beyond the log's end {end}"
         elif begin in (0, end):

@@ -66,7 +66,8 @@ class View:
         return len(self.part.held) if self.part is not None else self.stand.held
 
     def waits(self, offset: int) -> bool:
-        return not self.tracker.is_finished(offset) and not (self.part is not None and offset in self.part.held)
+        held = self.part.held if self.part is not None else self.stand.held_at
+        return not self.tracker.is_finished(offset) and offset not in held
 
 
 class Shelf:
@@ -103,7 +104,7 @@ class Shelf:
             for tp in tps:
                 stand = stands[tp] or Stand(begins[tp])
                 if stand.watermark > ends[tp]:
-                    stand = Stand(begins[tp], b"", 0, stand.ours)
+                    stand = Stand(begins[tp], ours=stand.ours)
                 found.append(View(tp, stand, begins[tp], ends[tp], own.get(tp)))
         return found
 
