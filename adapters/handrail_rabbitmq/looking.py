@@ -218,9 +218,10 @@ async def _put_back(channel: Channel, name: str, left: list[Found]) -> None:
         channel.tell(raw.basic_nack, one.number, requeue=True)
         if at % BACK == 0:
             await asyncio.sleep(BREATH)
-    for _ in range(50):
+    for tries in range(50):
         found = await channel.ask(raw.queue_declare, name, passive=True)
-        if found.message_count >= len(left) or found.consumer_count:
+        # workers may have taken them; but the server tells for a moment of our own consumer, too
+        if found.message_count >= len(left) or (found.consumer_count and tries > 5):
             return
         await asyncio.sleep(0.01)
 
