@@ -34,6 +34,26 @@ class GoneError(Exception):
     """The channel or the connection is gone; what was asked on it may or may not have been done."""
 
 
+class _Connection(AsyncioConnection):  # type: ignore[misc,unused-ignore]
+    """pika's connection, but what is written in one turn of the loop goes out in one system call: three frames a publish.
+
+    Should a later pika write by another way, this is not called, and only the speed is lost.
+    """
+
+    _gathered: list[bytes] | None = None
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if self._gathered is None:
+            self._gathered = []
+            asyncio.get_running_loop().call_soon(self._emit_gathered)
+        self._gathered.append(data)
+
+    def _emit_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, None
+        if gathered and self._transport is not None:
+            super()._adapter_emit_data(b"".join(gathered))
+
+
 class Channel:
     """A channel whose questions can be awaited. All raise :class:`GoneError` once it is closed."""
 
@@ -294,7 +314,7 @@ class Link:
             if not made.done():
                 made.set_exception(why_not(error, self.place))
 
-        raw = AsyncioConnection(
+        raw = _Connection(
             self._parameters, on_open_callback=opened, on_open_error_callback=failed, custom_ioloop=self._loop
         )
         raw.add_on_connection_blocked_callback(self._on_blocked)

@@ -170,6 +170,9 @@ def down() -> None:
                 os.waitpid(state["pid"], os.WNOHANG)
             time.sleep(0.1)
         send(signal.SIGKILL)
+        for process in _started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
         if epmd := shutil.which("epmd"):
             subprocess.run([epmd, "-kill"], env=environment(state), check=False, capture_output=True)
     shutil.rmtree(FOLDER, ignore_errors=True)
