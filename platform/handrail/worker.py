@@ -71,6 +71,9 @@ class Worker:
         self._background: list[asyncio.Task[None]] = []
         self._reloading = asyncio.Lock()
         self._stopped = False
+        #: Set while :meth:`start` is not under way.
+        self._not_starting = asyncio.Event()
+        self._not_starting.set()
 
     # -- what others ask -----------------------------------------------------------------------------------------------
 
@@ -113,6 +116,7 @@ class Worker:
         """
         settings = self.settings
         names = self._bound(settings)
+        self._not_starting.clear()
         try:
             if self._with_board:
                 self._board = Board.create(Path(settings.data, "workers", f"{uuid.uuid4().hex}.board"))
@@ -133,9 +137,13 @@ class Worker:
             )
             generation = await dispatcher.load(settings, names)
             await dispatcher.switch(generation)
+            if self._stopped:
+                raise StartError("the worker was stopped while it started")
         except BaseException:
             await self._close()
             raise
+        finally:
+            self._not_starting.set()
         self._background = [
             asyncio.create_task(dispatcher.watch_cancellations()),
             asyncio.create_task(self._look_round(dispatcher)),
@@ -192,7 +200,10 @@ class Worker:
     async def _look_round(self, dispatcher: Dispatcher) -> None:
         while True:
             await asyncio.sleep(1.0)
-            dispatcher.look_round()
+            try:
+                dispatcher.look_round()
+            except Exception:  # the next look may fare better, and nobody else would notice
+                log.exception("a look round the worker failed")
 
     async def reload(self, settings: Settings, files: list[str] | None = None) -> ReloadReport:
         """Serve *settings* and the handlers as they are on disk now. When they cannot be loaded, the old ones serve on."""
@@ -250,6 +261,11 @@ class Worker:
         if self._stopped:
             return 0
         self._stopped = True
+        if not self._not_starting.is_set():
+            if self._dispatcher is not None:
+                self._dispatcher.fleet.kill()
+            await self._not_starting.wait()  # it fails, and ends what it had begun
+            return 0
         interrupted = 0
         try:
             if self._dispatcher is not None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from handrail import pipe as pipes
 from handrail.outcome import Backoff
 from handrail.pipe import LARGEST_FRAME, Batch, MemoryPipe, SocketPipe, backoff_of
 
@@ -300,3 +301,37 @@ def test_backoff_crosses() -> None:
 
     assert backoff_of(msgspec.msgpack.decode(msgspec.msgpack.encode(sent))) == sent
     assert backoff_of(None) is None
+
+
+def test_large_messages_leave_before_the_frame_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What gathers in one turn leaves in several frames, in order, rather than in one that the other end refuses."""
+    monkeypatch.setattr(pipes, "FULL_FRAME", 10_000)
+    monkeypatch.setattr(pipes, "LARGEST_FRAME", 30_000)
+    sent = [[number, b"x" * 9_000] for number in range(50)]
+
+    async def story() -> None:
+        one, _, _, end = await sockets()
+        for message in sent:
+            one.send(message)
+        await end.until(lambda end: end.lost > 0 or len(end.got) == len(sent))
+        assert end.got == sent
+
+    run(story)
+
+
+@both
+def test_a_message_beyond_the_largest_frame_is_refused(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that no frame can carry raises where it is sent, and harms no other."""
+    monkeypatch.setattr(pipes, "FULL_FRAME", 10_000)
+    monkeypatch.setattr(pipes, "LARGEST_FRAME", 30_000)
+
+    async def story() -> None:
+        one, _, _, end = await make()
+        one.send([1])
+        with pytest.raises(OverflowError, match="more than fit"):
+            one.send([2, b"x" * 25_000])
+        one.send([3])
+        await end.until(lambda end: len(end.got) == 2)
+        assert end.got == [[1], [3]]
+
+    run(story)

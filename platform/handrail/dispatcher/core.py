@@ -527,7 +527,8 @@ class Dispatcher:
             if self._cancelled:
                 for run in list(self._runs.values()):
                     message = run.delivery.message
-                    if (message.queue, message.id) in self._cancelled:
+                    # pumping, or a host that cannot be told, may have ended others of these
+                    if (message.queue, message.id) in self._cancelled and run.token in self._runs:
                         self._stop_run(run, verdict.CANCELLED, "cancelled")
                         self._pump(run.lane)
             await asyncio.sleep(CANCELLATIONS_EVERY)

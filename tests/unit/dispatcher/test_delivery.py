@@ -7,21 +7,22 @@ import fcntl
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from handrail import adapter as port
 from handrail import board as boards
+from handrail import pipe
 from handrail.adapter import Delivery
 from handrail.dispatcher import fleet, hosts, verdict
 from handrail.dispatcher.lane import Lane
 from handrail.duration import LONGEST
-from handrail.errors import BrokerError
+from handrail.errors import BrokerError, StartError
+from handrail.logs import Journal
 from handrail.message import Message, Options
-from handrail.outcome import Backoff
-
-if TYPE_CHECKING:
-    from handrail.worker import Worker
+from handrail.outcome import Backoff, Outcome
+from handrail.worker import Worker
 
 
 def shared_hosts(worker: Worker) -> list[hosts.Host]:
@@ -337,6 +338,40 @@ async def test_a_broker_that_handlers_sent_to_can_be_served_later(site) -> None:
         assert worker.adapter("second")._writer._worker  # one with a lease, whose death is noticed
 
 
+async def test_a_reload_while_paused_starts_nothing(site) -> None:
+    """A paused worker stays paused through a reload, for its old queues and its new ones; then all is handled."""
+    site.handler("def handler(message): note(message)")
+    async with site.worker(site.queues()) as worker:
+        worker.pause()
+        await site.send("old")
+        report = await worker.reload(site.queues({"work": "work", "added": "work"}))
+        assert report.problems == []
+        await site.send("new", queue="added")
+        await site.until(lambda: len(worker.dispatcher.lanes) == 2, "both lanes")
+        assert site.notes() == []
+        worker.resume()
+        await site.until(lambda: len(site.seen) == 2, "both messages")
+
+
+async def test_a_paused_worker_that_stops_gives_back_what_it_held(site) -> None:
+    """What a paused worker had fetched is back in its queue, untouched, once the worker has stopped."""
+    site.handler("def handler(message): note(message); gate('go')")
+    settings = site.queues({"work": {"handler": "work", "concurrency": 1}})
+    async with site.worker(settings) as worker:
+        await site.send(*range(5))
+        await site.until(site.notes, "the first to run")
+        worker.pause()
+        site.open("go")
+        await site.until(lambda: site.seen, "its end")
+    client = port.load(settings.brokers["default"])
+    await client.open("client")
+    try:
+        waiting = await client.peek("work", "ready", 10)
+        assert [(one.body, one.starts) for one in waiting] == [(b"1", 0), (b"2", 0), (b"3", 0), (b"4", 0)]
+    finally:
+        await client.close()
+
+
 # -- credit ----------------------------------------------------------------------------------------------------------------
 
 
@@ -416,6 +451,34 @@ async def test_a_second_sending_of_an_id_is_a_duplicate(site) -> None:
     assert dict(site.outcomes()) == {"first": "completed", "second": "duplicate", "foreign": "completed"}
 
 
+async def test_large_bodies_and_results(site) -> None:
+    """Bodies and results of ten megabytes cross between the processes, several of them at once."""
+    site.handler("async def handler(message): note(len(message)); await agate('go'); return message")
+    async with site.worker(site.queues()) as worker:
+        await site.send(*["x" * 10_000_000] * 6)
+        await site.until(lambda: len(site.notes()) == 6, "all of them running")
+        site.open("go")
+        await site.until(lambda: len(site.seen) == 6, "all of them")
+        assert len(shared_hosts(worker)) == 1
+
+    assert {verdict.outcome for _, verdict in site.seen} == {Outcome.COMPLETED}
+
+
+async def test_a_result_too_large_for_the_pipe_is_a_failed_attempt(site, monkeypatch) -> None:
+    """A result that does not fit between two processes fails its attempt, with that as the reason."""
+    monkeypatch.setattr(pipe, "LARGEST_FRAME", pipe.FULL_FRAME + 5000)
+    site.handler("async def handler(message): return 'x' * message")
+    site.handler("def handler(message): return 'x' * message", "thread")
+    queues = {name: {"handler": name, "attempts": 1} for name in ("work", "thread")}
+    async with site.worker(site.queues(queues), in_process=True):
+        await site.send(6000, 10)
+        await site.send(6000, 10, queue="thread")
+        await site.until(lambda: len(site.seen) == 4, "four outcomes")
+
+    assert sorted(site.outcomes()) == [(10, "completed"), (10, "completed"), (6000, "dead"), (6000, "dead")]
+    assert all("its result cannot be kept" in verdict.reason for size, verdict in site.seen if size == 6000)
+
+
 # -- the end -----------------------------------------------------------------------------------------------------------------
 
 
@@ -471,3 +534,17 @@ def test_a_wait_is_never_longer_than_brokers_can_hold(factor: float) -> None:
     """No backoff leads beyond ten years."""
     assert verdict._wait(Backoff(delay=10.0, factor=factor), 60) == LONGEST
     assert verdict._wait(Backoff("fixed", 3.0), 60) == 3.0
+
+
+async def test_a_stop_while_it_starts(site) -> None:
+    """A worker that is stopped while its handlers load does not start, and leaves nothing behind."""
+    site.handler("note('loading'); gate('go')\ndef handler(message): pass")
+    worker = Worker(site.queues(), journal=Journal("off"))
+    starting = asyncio.ensure_future(worker.start())
+    await site.until(site.notes, "the handlers to be loaded")
+
+    await worker.stop()
+
+    with pytest.raises(StartError):
+        await starting
+    assert asyncio.all_tasks() == {asyncio.current_task()}
