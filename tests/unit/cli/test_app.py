@@ -103,3 +103,52 @@ def test_closed_standard_streams_are_no_error(project) -> None:
     project.lay()
     process = project.start(shell=f"exec '{_bin()}/platform' check <&- >&- 2>&-")
     assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "mend"),
+    [
+        (["send", "task", "-5"], "goes behind --, as in: platform send QUEUE -- -5"),
+        (["send", "task", "{a:", "1}"], "put single quotes around the message"),
+        (["invoke", "task", "{a:", "1}"], "put single quotes around the message"),
+        (["send", "task", "1", "--prio", "2"], "No such option: --prio"),
+    ],
+)
+def test_what_a_shell_makes_of_a_message_is_mended(project, words, mend) -> None:
+    """A negative number and an unquoted object are the two that everybody types once."""
+    assert mend in project.lay().refused(*words, code=2)
+
+
+def test_a_negative_number_is_sent_behind_two_dashes(project) -> None:
+    """The hint works as it is printed."""
+    project.lay().ok("send", "task", "--", "-5")
+    assert [each["message"] for each in project.json("peek", "task")] == [-5]
+
+
+def test_a_locale_of_another_encoding_mangles_no_name(project, tmp_path) -> None:
+    """Files with names in UTF-8, and messages, are the same under a Latin-1 locale."""
+    made = subprocess.run(
+        ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(tmp_path / "de_DE.ISO-8859-1")],
+        capture_output=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip("localedef can make no Latin-1 locale here")
+    project.root = tmp_path / "prüfung €"
+    project.lay()
+    project.environment |= {"LOCPATH": str(tmp_path), "LC_ALL": "de_DE.ISO-8859-1"}
+    project.environment.pop("PYTHONUTF8", None)
+    project.ok("send", "task", '"grüße €"')
+
+    assert [each["message"] for each in project.json("peek", "task")] == ["grüße €"]
+
+
+def test_what_adapters_log_is_not_on_stdout(project) -> None:
+    """A broker that cannot be reached leaves stdout empty, so that a program that reads JSON reads none."""
+    project.lay(top="broker: amqp://user:secret@127.0.0.1:1/\nsend_timeout: 500ms\n")
+    pytest.importorskip("handrail_rabbitmq.adapter")
+    ran = project.run("queues", "--json")
+
+    assert (ran.returncode, ran.stdout) == (3, "")
+    assert "127.0.0.1:1" in ran.stderr
+    assert "secret" not in ran.stderr

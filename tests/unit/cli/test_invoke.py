@@ -109,3 +109,20 @@ def test_debug_opens_the_debugger_where_it_failed(handlers) -> None:
     assert "ValueError: no such user" in ran.stderr
     assert "42" in ran.stdout
     assert ran.returncode == 5
+
+
+def test_a_failures_text_moves_no_cursor(handlers) -> None:
+    """Control characters in an error are shown, not obeyed, as a dead letter's are."""
+    handlers.write("handlers/bad.py", "def handler(message):\n    raise ValueError('a\\x1b[31mb')\n")
+    said = handlers.run("invoke", "bad", "1").stderr
+
+    assert "ValueError: a\\x1b[31mb" in said
+    assert "\x1b" not in said
+
+
+def test_a_message_that_does_not_fit_is_dead(handlers) -> None:
+    """The outcome has the word that a worker's log has."""
+    handlers.write("handlers/typed.py", "def handler(message: int):\n    pass\n")
+    ran = handlers.run("invoke", "typed", '"x"', "--json")
+
+    assert (ran.returncode, json.loads(ran.stdout)["outcome"]) == (5, "dead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -11,6 +12,11 @@ import termios
 
 import pytest
 from cli_support import PLATFORM, wait_for
+from rich.console import Console
+
+from handrail import config
+from handrail.cli import report
+from handrail.pipe import Found
 
 
 def test_ready_is_one_json_event_away_from_a_terminal(project) -> None:
@@ -55,6 +61,33 @@ def test_a_terminal_gets_a_table(project) -> None:
     ):
         assert word in said
     assert '{"timestamp' not in said
+
+
+@pytest.mark.parametrize(
+    ("columns", "words", "missing"),
+    [(140, "abandons the thread", ""), (95, "attempts", "abandons"), (70, "15m", "attempts")],
+)
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_words(project, columns, words, missing) -> None:
+    """A table that does not fit leaves out what is needed least; nothing is folded into syllables."""
+    project.lay("  a-queue-with-a-name: task\n")
+    settings = config.load(project.root / "queues.yaml")
+    found = [Found("a-queue-with-a-name", "handlers/task.py:handler", "thread", callback=True, type="")]
+    screen = Console(width=columns, file=io.StringIO())
+    screen.print(report.bound_table(settings, found, columns))
+    shown = screen.file.getvalue()
+
+    assert words in shown
+    assert not missing or missing not in shown
+    assert len(shown.splitlines()) == 3
+    assert "handlers/task.py:handler" in shown
+
+
+def test_it_names_the_folder_that_is_run_already(project) -> None:
+    """The second `run` in a folder is told which one that is, and the command that does what was wanted."""
+    project.lay()
+    project.ready(project.start("run"))
+
+    assert f"({project.root})" in project.refused("run", code=4)
 
 
 def test_work_serves_only_the_queues_it_is_told(project) -> None:
