@@ -196,7 +196,8 @@ def broken(settings: Settings, files: list[str], problems: list[str]) -> None:
     blocks = []
     for problem in problems:
         blocks.append(problem.rstrip())
-        around = lines_around(settings.root, problem)
+        # what a host found out by importing brings its lines along
+        around = "" if _HAS_LINES.search(problem) else lines_around(settings.root, problem)
         if around:
             blocks.append(around)
     text = f"not reloaded{f' ({_files(files)})' if files else ''}; the old code serves on until this is mended:"
@@ -215,6 +216,7 @@ def at_the_source(problems: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+_HAS_LINES = re.compile(r"^\s*>\s+\d+ \|", re.MULTILINE)
 _PLACE = re.compile(
     r"(?P<file>[^\s:'\"]+\.(?:py|yaml|yml)):(?P<line>\d+)|File \"(?P<file2>[^\"]+)\", line (?P<line2>\d+)"
 )

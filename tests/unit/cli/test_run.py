@@ -183,6 +183,20 @@ def test_a_broken_file_is_shown_once_with_its_lines_and_its_mending_in_one(proje
     assert "Traceback" not in terminal.text
 
 
+def test_a_broken_import_shows_its_line_once(project) -> None:
+    """What the host shows of a file that fails while it is imported is not shown a second time."""
+    project.lay()
+    terminal = project.terminal("run")
+    terminal.until("ready in")
+    project.write("handlers/task.py", "import no_such_module\n")
+    terminal.until("the old code serves on")
+    terminal.until("import no_such_module")
+    project.write("handlers/task.py", "def handler(message):\n    pass\n")
+    terminal.until("mended and reloaded")
+
+    assert terminal.text.count("import no_such_module") == 1
+
+
 def test_the_reload_line_says_file_change_time_and_messages_in_flight(project) -> None:
     """A saved queues.yaml is told by what it changed."""
     project.lay("  task: {handler: task, attempts: 3}\n")
