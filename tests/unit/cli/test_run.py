@@ -188,7 +188,7 @@ def test_a_broken_import_shows_its_line_once(project) -> None:
     project.lay()
     terminal = project.terminal("run")
     terminal.until("ready in")
-    project.write("handlers/task.py", "import no_such_module\n")
+    project.write("handlers/task.py", "import no_such_module\n\n\ndef handler(message):\n    pass\n")
     terminal.until("the old code serves on")
     terminal.until("import no_such_module")
     project.write("handlers/task.py", "def handler(message):\n    pass\n")
