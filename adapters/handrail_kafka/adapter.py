@@ -91,8 +91,12 @@ class KafkaAdapter:
         self._names = Names(settings.prefix)
         # what is true of the topics that this broker makes by default; a queue's own partitions: may say otherwise
         alone = self._options.partitions == 1
-        limits: dict[Capability, bool | str] = {Capability.FIFO: alone, Capability.DEAD_WORKER: False} | ({Capability.PROCESSES: False} if alone else {})
-        self.capabilities = {**_CAPABILITIES, **limits}
+        able = dict(_CAPABILITIES)
+        able[Capability.FIFO] = alone
+        able[Capability.DEAD_WORKER] = False  # after `session_timeout`, not at once
+        if alone:
+            able[Capability.PROCESSES] = False
+        self.capabilities = able
         self._role: Role = "client"
         self._pid = os.getpid()
         self._thread: Thread | None = None
@@ -339,7 +343,13 @@ class _Core:
             self.spawn(self._look_now())
 
     def _told(self, error: BaseException | None) -> None:
-        text = "" if error is None else str(error) if isinstance(error, BrokerError) else faults.explain(error, self._place)
+        text = (
+            ""
+            if error is None
+            else str(error)
+            if isinstance(error, BrokerError)
+            else faults.explain(error, self._place)
+        )
         if text and text != self._said:
             log.error(text)
         elif not text and self._said:
@@ -351,7 +361,10 @@ class _Core:
             intake.attached = False
             self._let_go(intake)
         await asyncio.gather(
-            self.forwarder.stop(), self.control.stop(), *(intake.stop() for intake in self.intakes.values()), return_exceptions=True
+            self.forwarder.stop(),
+            self.control.stop(),
+            *(intake.stop() for intake in self.intakes.values()),
+            return_exceptions=True,
         )
         await self.producer.close()
         for task in list(self._tasks):
@@ -374,7 +387,9 @@ class _Core:
             return self.trouble or f"{self._place}: not connected yet"
         if self.trouble:
             return self.trouble
-        return next((intake.trouble for intake in list(self.intakes.values()) if intake.attached and intake.trouble), "")
+        return next(
+            (intake.trouble for intake in list(self.intakes.values()) if intake.attached and intake.trouble), ""
+        )
 
     # --- queues -------------------------------------------------------------------------------------------------------
 
@@ -555,7 +570,12 @@ class _Core:
                         again.append(one)
                         error = failed[index]
                         if not isinstance(error, SendTimeoutError):
-                            log.error("not moved yet", queue=one.delivery.message.queue, id=one.delivery.message.id, reason=str(error))
+                            log.error(
+                                "not moved yet",
+                                queue=one.delivery.message.queue,
+                                id=one.delivery.message.id,
+                                reason=str(error),
+                            )
             left = again
             if left:
                 await asyncio.sleep(1.0)
@@ -564,7 +584,9 @@ class _Core:
 class _Subscription:
     """Implements ``handrail.adapter.Subscription``."""
 
-    def __init__(self, thread: Thread, core: _Core, intake: Intake, give_back: Callable[[list[Delivery]], None]) -> None:
+    def __init__(
+        self, thread: Thread, core: _Core, intake: Intake, give_back: Callable[[list[Delivery]], None]
+    ) -> None:
         self._thread = thread
         self._core = core
         self._intake = intake

@@ -136,9 +136,7 @@ class Cluster:
             await self.refresh()
         return topic in self.partitions
 
-    async def create(
-        self, topics: Mapping[str, int], replication: int | None, *, passing: bool = False
-    ) -> list[str]:
+    async def create(self, topics: Mapping[str, int], replication: int | None, *, passing: bool = False) -> list[str]:
         """Make sure that *topics* (name → partitions) exist; returns those that were created.
 
         *passing*: what lies in them is of no worth after an hour.
@@ -178,9 +176,7 @@ class Cluster:
                         await asyncio.sleep(0.02)
             for topic in () if passing else created:
                 # a first commit tells later that the topic is ours, and that a missing commit is a lost one
-                start = {
-                    TopicPartition(topic, n): progress.encode(Stand(0, ours=True)) for n in range(missing[topic])
-                }
+                start = {TopicPartition(topic, n): progress.encode(Stand(0, ours=True)) for n in range(missing[topic])}
                 with contextlib.suppress(errors.UnknownMemberIdError, errors.IllegalGenerationError):
                     await self.commit(topic, start)
             return created
@@ -292,7 +288,9 @@ class Cluster:
     async def delete_below(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Give back the space of everything below *offsets*, for all groups."""
         if offsets:
-            await self._client.delete_records({tp: RecordsToDelete(at) for tp, at in offsets.items()}, timeout_ms=10_000)
+            await self._client.delete_records(
+                {tp: RecordsToDelete(at) for tp, at in offsets.items()}, timeout_ms=10_000
+            )
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

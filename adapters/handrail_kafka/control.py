@@ -57,9 +57,7 @@ class Note(msgspec.Struct, frozen=True, omit_defaults=True):
 class Control:
     """This process's part in it."""
 
-    def __init__(
-        self, cluster: Cluster, topic: str, producer: Producer, parts: Callable[[], Iterable[Part]]
-    ) -> None:
+    def __init__(self, cluster: Cluster, topic: str, producer: Producer, parts: Callable[[], Iterable[Part]]) -> None:
         self._cluster = cluster
         self._topic = topic
         self._producer = producer
@@ -141,9 +139,7 @@ class Control:
 
     async def _write(self, note: Note) -> None:
         call = Call(1)
-        self._producer.add(
-            TopicPartition(self._topic, 0), Entry(call, 0, None, msgspec.json.encode(note), [])
-        )
+        self._producer.add(TopicPartition(self._topic, 0), Entry(call, 0, None, msgspec.json.encode(note), []))
         await call.done
         if call.errors:
             raise BrokerError(str(call.errors[0]))
@@ -151,7 +147,10 @@ class Control:
     async def _notes(self, since: float) -> AsyncGenerator[Note, None]:
         """What is written from *since* on (Unix time in seconds), for ever."""
         consumer = AIOKafkaConsumer(
-            **self._cluster.options.client(), enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_wait_ms=1000
+            **self._cluster.options.client(),
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=1000,
         )
         tp = TopicPartition(self._topic, 0)
         try:

@@ -1,4 +1,4 @@
-"""The forwarder: it takes messages out of the delays when they fall due, or on to a shorter delay. It lives on the adapter's loop.
+"""The forwarder: it takes messages out of the delays when they fall due, or on to a shorter delay.
 
 Each tier is a topic in which every message waits the same time, so that its head is always the next to leave and nothing
 blocks behind a longer delay. What is due within a few seconds is held here, unfinished, and sent at its moment.
@@ -159,7 +159,11 @@ class Forwarder:
             elif not part.lost:
                 part.finish(record.offset)
         if failed:
-            log.warning("delayed messages could not be moved on yet", messages=len(failed), reason=str(next(iter(failed.values()))))
+            log.warning(
+                "delayed messages could not be moved on yet",
+                messages=len(failed),
+                reason=str(next(iter(failed.values()))),
+            )
         if self.reader is not None:
             self.reader.touched()
             self.reader.poke()

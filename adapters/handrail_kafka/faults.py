@@ -50,11 +50,13 @@ def explain(error: BaseException, place: str) -> str:
         case errors.IllegalSaslStateError():
             return f"{place}: the server's listener wants no SASL here; use its other port, or leave user and password away"
         case errors.TopicAuthorizationFailedError():
-            return f"{place}: no access to topic {_names(error)}; grant this user Read, Write, Describe and Create on it"
+            return (
+                f"{place}: no access to topic {_names(error)}; grant this user Read, Write, Describe and Create on it"
+            )
         case errors.GroupAuthorizationFailedError():
             return f"{place}: no access to consumer group {_names(error)}; grant this user Read on it"
         case errors.ClusterAuthorizationFailedError():
-            return f"{place}: this user may not create topics; grant Create on the cluster or the prefix, or create them beforehand"
+            return f"{place}: this user may not create topics; grant Create on them, or create them beforehand"
         case socket.gaierror():
             return f"{place}: the host's name is not known here ({detail}); check the URL and the DNS"
         case ssl.SSLCertVerificationError():

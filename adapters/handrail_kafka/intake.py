@@ -81,7 +81,7 @@ class Level:
             self._pending = dict(sorted([*self._pending.items(), (priority, lane)], reverse=True))
         return lane
 
-    def wants(self, part: Part) -> bool:
+    def wants(self, part: Part) -> bool:  # noqa: ARG002 - all partitions are equal here
         intake = self.intake
         return intake.attached and not intake.paused and self.waiting < max(intake.credit, AHEAD)
 
@@ -145,7 +145,9 @@ class Intake:
 
     # --- life, on the adapter's loop ----------------------------------------------------------------------------------
 
-    async def attach(self, credit: int, deliver: Deliver, lost: Lost, give_back: Callable[[list[Delivery]], None]) -> None:
+    async def attach(
+        self, credit: int, deliver: Deliver, lost: Lost, give_back: Callable[[list[Delivery]], None]
+    ) -> None:
         self._deliver, self._lost, self._give_back = deliver, lost, give_back
         self.credit = credit
         self.paused = False

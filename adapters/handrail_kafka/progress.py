@@ -125,7 +125,7 @@ def _decode_map(mode: str, count: int, data: bytes) -> bytes:
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(data, 20_000_000)
     if mode in "bc":
-        digits = bin(int.from_bytes(data, "big"))[2:].rjust(count, "0")
+        digits = f"{int.from_bytes(data, 'big'):b}".rjust(count, "0")
         if len(digits) != count:
             raise ValueError("too long")
         return digits.encode().translate(_FROM_DIGITS)

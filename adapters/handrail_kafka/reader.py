@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition, errors
-from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.structs import OffsetAndMetadata
 
 from handrail_kafka import faults, progress
@@ -358,9 +358,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             counts = tuple((at, *three) for at, three in part.counts.items())
             held = tuple(part.held) if len(part.held) <= MOST_HELD else ()
             watermark, text = progress.encode(
-                Stand(
-                    tracker.watermark, tracker.beyond(), len(part.held), held, part.ours, counts, self._owner.board
-                )
+                Stand(tracker.watermark, tracker.beyond(), len(part.held), held, part.ours, counts, self._owner.board)
             )
             part.full = len(text) > progress.FULL
             offsets[part.tp] = OffsetAndMetadata(watermark, text)
@@ -388,7 +386,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
 
     # --- rebalances ---------------------------------------------------------------------------------------------------
 
-    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+    async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:  # noqa: ARG002 - eager: all of them
         self._rebalancing = True
         if not self.parts:
             return
@@ -396,7 +394,9 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         generation = consumer._coordinator.generation if consumer is not None else -1
         if generation < 0:
             # expelled, others may have them already: what we finish from here on would be done twice
-            log.warning("this worker was expelled from its consumer group; what it held goes to others", group=self.group)
+            log.warning(
+                "this worker was expelled from its consumer group; what it held goes to others", group=self.group
+            )
             self._lose(list(self.parts.values()))
             self.parts.clear()
             self._release_waiters()
@@ -404,9 +404,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._revoking = True
         until = time.monotonic() + self._revoke_wait
         try:
-            while (
-                any(part.held for part in self.parts.values()) and time.monotonic() < until and not self._closing
-            ):
+            while any(part.held for part in self.parts.values()) and time.monotonic() < until and not self._closing:
                 await asyncio.sleep(0.01)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5.0):
@@ -528,11 +526,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 await self.joined.wait()
                 tps = list(self.parts)
                 ends = await self._cluster.ends(tps)
-                while any(
-                    (part := self.parts.get(tp)) is not None
-                    and part.tracker.position < ends[tp]
-                    and not part.tracker.unfinished
-                    for tp in tps
+                while not any(part.tracker.unfinished for part in self.parts.values()) and any(
+                    (part := self.parts.get(tp)) is not None and part.tracker.position < ends[tp] for tp in tps
                 ):
                     await asyncio.sleep(0.005)
 
@@ -587,5 +582,3 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 for tp, at in offsets.items():
                     if tp in self.parts:
                         self.parts[tp].reclaimed = at
-
-

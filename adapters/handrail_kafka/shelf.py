@@ -189,7 +189,8 @@ class Shelf:
         if state == "delayed":
             found = await self._delayed(queue)
             return await self._finish(
-                [(view, record) for view, record in found if wanted is None or _id(record) in wanted], self._names.delay_group
+                [(view, record) for view, record in found if wanted is None or _id(record) in wanted],
+                self._names.delay_group,
             )
         if state == "dead":
             dead = self._dead(queue)
@@ -228,7 +229,9 @@ class Shelf:
         moved = [one for index, one in enumerate(chosen) if index not in failed]
         await self._finish(moved, topic)
         if failed:
-            raise BrokerError(f"{len(moved)} dead letters of {queue!r} are back, {len(failed)} are not: {next(iter(failed.values()))}")
+            raise BrokerError(
+                f"{len(moved)} dead letters of {queue!r} are back, {len(failed)} are not: {next(iter(failed.values()))}"
+            )
         return len(moved)
 
     async def _finish(self, chosen: Sequence[tuple[View, ConsumerRecord]], group: str) -> int:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Brings up a real Apache Kafka for tests, of its own, on loopback only: ``up``, ``down``, ``url``, ``kill``, ``start``, ``sasl``.
+"""Brings up a real Apache Kafka for tests, on loopback only: ``up``, ``down``, ``url``, ``kill``, ``stop``, ``start``, ``sasl``.
 
 One node in KRaft mode, broker and controller at once, from Maven's artefacts: it needs Java 17 and Maven, no Docker. All it
 makes lies in ``.brokers/kafka`` of the checkout, which git ignores. ``up`` twice changes nothing.
@@ -29,6 +29,7 @@ USER, PASSWORD = "handrail", "on-loopback-only"
 #: Seconds for the server to accept clients. It takes about five on a machine with nothing else to do.
 PATIENCE = 120.0
 
+PLAIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
 PROPERTIES = """
 process.roles=broker,controller
 node.id=1
@@ -41,7 +42,7 @@ controller.listener.names=CONTROLLER
 sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
 listener.name.sasl_plaintext.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 listener.name.sasl_plaintext.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
-listener.name.sasl_plaintext.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}="{password}";
+listener.name.sasl_plaintext.plain.sasl.jaas.config={plain} required user_{user}="{password}";
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:ANONYMOUS;User:{user}
 log.dirs={folder}/data
@@ -134,7 +135,9 @@ def java(*arguments: str, heap: str = "128m") -> list[str]:
 def format_storage() -> dict[str, int]:
     port, sasl, controller = free_ports(3)
     state = {"port": port, "sasl": sasl, "controller": controller, "pid": 0}
-    (FOLDER / "server.properties").write_text(PROPERTIES.format(folder=FOLDER, user=USER, password=PASSWORD, **state))
+    (FOLDER / "server.properties").write_text(
+        PROPERTIES.format(folder=FOLDER, user=USER, password=PASSWORD, plain=PLAIN, **state)
+    )
     (FOLDER / "log4j2.xml").write_text(LOG4J)
     shutil.rmtree(FOLDER / "data", ignore_errors=True)
     cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
