@@ -1,0 +1,139 @@
+"""What only a real server can show: refusals, deaths, foreign commits. Skipped without HANDRAIL_TEST_KAFKA."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.structs import OffsetAndMetadata
+
+from handrail.adapter import Adapter, BrokerSettings, Delivery, QueueSpec, Settlement, Verb, load
+from handrail.message import Message, new_id
+
+#: Read when the module is loaded, for tests run without the environment's own settings.
+SERVER = os.environ.get("HANDRAIL_TEST_KAFKA", "").removeprefix("kafka://")
+
+pytestmark = pytest.mark.skipif(not SERVER, reason="set HANDRAIL_TEST_KAFKA=host:port; scripts/brokers/kafka.py up")
+
+QUEUE = QueueSpec(name="work", dead_letter="work.dead")
+
+
+@asynccontextmanager
+async def opened(prefix: str, role: str = "worker", **options: object) -> AsyncIterator[Adapter]:
+    settings = BrokerSettings(
+        name="default", url=f"kafka://{SERVER}", root="/", prefix=prefix, options={"partitions": 1, **options}
+    )
+    adapter = load(settings)
+    await adapter.open(role)  # type: ignore[arg-type]
+    try:
+        await adapter.declare([QUEUE])
+        yield adapter
+    finally:
+        await adapter.close()
+
+
+async def taken(adapter: Adapter, count: int) -> list[Delivery]:
+    got: list[Delivery] = []
+    await adapter.subscribe(QUEUE, 100, got.extend, lambda _lost: None)
+    async with asyncio.timeout(30):
+        while len(got) < count:
+            await asyncio.sleep(0.01)
+    return got
+
+
+def messages(*bodies: bytes) -> list[Message]:
+    return [Message(queue="work", id=new_id(), body=body) for body in bodies]
+
+
+def run(test: Callable[[str], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await test(f"u{uuid.uuid4().hex[:8]}-")
+
+    asyncio.run(main())
+
+
+def test_a_record_that_the_server_refuses_fails_alone() -> None:
+    """Its neighbours of the same batch are confirmed, and the next send works."""
+
+    async def test(prefix: str) -> None:
+        async with opened(prefix, "client") as adapter:
+            # a topic of somebody who wants small records
+            admin = AIOKafkaAdminClient(bootstrap_servers=SERVER)
+            await admin.start()
+            await admin.create_topics([NewTopic(f"{prefix}small", 1, 1, topic_configs={"max.message.bytes": "2000"})])
+            await admin.close()
+            sent = [Message(queue="small", id=new_id(), body=body) for body in (b"a", b"x" * 5000, b"b")]
+
+            failed = await adapter.publish(sent, 20.0)
+
+            assert list(failed) == [1]
+            assert "max.message.bytes" in str(failed[1])
+            assert await adapter.publish([Message(queue="small", id=new_id(), body=b"c")], 20.0) == {}
+            assert [one.body for one in await adapter.peek("small", "ready", 10)] == [b"a", b"b", b"c"]
+
+    run(test)
+
+
+def test_after_a_restart_only_the_unfinished_come_again() -> None:
+    """The first and the last of a thousand were not finished: those two come, whatever was finished between."""
+
+    async def test(prefix: str) -> None:
+        async with opened(prefix) as first:
+            assert await first.publish(messages(*(b"%d" % n for n in range(100))), 20.0) == {}
+            got = await taken(first, 100)
+            assert await first.settle([Settlement(one, Verb.ACK) for one in got[1:-1]]) == []
+        async with opened(prefix) as second:
+            assert [one.message.body for one in await taken(second, 2)] == [b"0", b"99"]
+            depth = await second.depth("work")
+            assert (depth.ready, depth.active) == (0, 2)
+
+    run(test)
+
+
+@pytest.mark.parametrize("text", ["somebody else's", "hr1;1;0;-;;;b;9;0;!!", ""])
+def test_foreign_metadata_skips_nothing(text: str) -> None:
+    """A commit that another program made counts as far as its offset goes, and no further."""
+
+    async def test(prefix: str) -> None:
+        async with opened(prefix, "client") as client:
+            assert await client.publish(messages(b"0", b"1", b"2"), 20.0) == {}
+        topic = f"{prefix}work"
+        other = AIOKafkaConsumer(bootstrap_servers=SERVER, group_id=topic, enable_auto_commit=False)
+        await other.start()
+        other.assign([TopicPartition(topic, 0)])
+        await other.commit({TopicPartition(topic, 0): OffsetAndMetadata(1, text)})
+        await other.stop()
+
+        async with opened(prefix) as worker:
+            assert [one.message.body for one in await taken(worker, 2)] == [b"1", b"2"]
+
+    run(test)
+
+
+def test_plain_json_of_another_client_is_a_message_and_reads_as_one() -> None:
+    """Value and headers are all there is to it, in both directions."""
+
+    async def test(prefix: str) -> None:
+        async with opened(prefix) as worker:
+            producer = AIOKafkaProducer(bootstrap_servers=SERVER)
+            await producer.start()
+            await producer.send_and_wait(f"{prefix}work", b'{"n": 1}', headers=[("a", b"1"), ("a", b"2")])
+            await producer.stop()
+            (got,) = await taken(worker, 1)
+
+            assert (got.message.id, got.message.body) == (f"{prefix}work/0/0", b'{"n": 1}')
+            await worker.settle([Settlement(got, Verb.DEAD, got.message)])
+        reader = AIOKafkaConsumer(f"{prefix}work.dead", bootstrap_servers=SERVER, auto_offset_reset="earliest")
+        await reader.start()
+        record = await reader.getone()
+        await reader.stop()
+        assert record.value == b'{"n": 1}'
+        assert [one for one in record.headers if one[0] == "a"] == [("a", b"1"), ("a", b"2")]
+
+    run(test)
