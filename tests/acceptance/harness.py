@@ -302,7 +302,11 @@ class Project:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HANDRAIL_", "PYTEST_", "MAKE", "MFLAGS"))}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HANDRAIL_", "PYTEST_", "MAKE", "MFLAGS"))
+        }
         return {**kept, "TEST_JOURNAL": str(self.journal), "TEST_GATES": str(self.gates)}
 
     # files
