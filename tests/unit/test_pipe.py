@@ -310,11 +310,14 @@ def test_large_messages_leave_before_the_frame_is_too_large(monkeypatch: pytest.
     sent = [[number, b"x" * 9_000] for number in range(50)]
 
     async def story() -> None:
-        one, _, _, end = await sockets()
+        one, _, other, end = await sockets()
         for message in sent:
             one.send(message)
         await end.until(lambda end: end.lost > 0 or len(end.got) == len(sent))
         assert end.got == sent
+        one.close()
+        other.close()
+        await end.until(lambda end: end.lost > 0)
 
     run(story)
 
@@ -326,12 +329,15 @@ def test_a_message_beyond_the_largest_frame_is_refused(make: Any, monkeypatch: p
     monkeypatch.setattr(pipes, "LARGEST_FRAME", 30_000)
 
     async def story() -> None:
-        one, _, _, end = await make()
+        one, _, other, end = await make()
         one.send([1])
         with pytest.raises(OverflowError, match="more than fit"):
             one.send([2, b"x" * 25_000])
         one.send([3])
         await end.until(lambda end: len(end.got) == 2)
         assert end.got == [[1], [3]]
+        one.close()
+        await end.until(lambda end: end.lost > 0)
+        other.close()
 
     run(story)
