@@ -137,3 +137,48 @@ def test_plain_json_of_another_client_is_a_message_and_reads_as_one() -> None:
         assert [one for one in record.headers if one[0] == "a"] == [("a", b"1"), ("a", b"2")]
 
     run(test)
+
+
+def test_a_worker_that_joins_and_leaves_disturbs_nothing() -> None:
+    """While handlers run, partitions move to a second worker and back: every message is handled once, none refused."""
+
+    async def test(prefix: str) -> None:
+        done: list[bytes] = []
+        refused: list[Settlement] = []
+        running: set[asyncio.Task[None]] = set()
+
+        async def handle(adapter: Adapter, one: Delivery) -> None:
+            await asyncio.sleep(0.02)
+            done.append(one.message.body)
+            refused.extend(await adapter.settle([Settlement(one, Verb.ACK)]))
+
+        async def serve(adapter: Adapter) -> None:
+            def deliver(batch: list[Delivery]) -> None:
+                for one in batch:
+                    task = asyncio.get_running_loop().create_task(handle(adapter, one))
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+
+            await adapter.subscribe(QUEUE, 5, deliver, lambda _lost: None)
+
+        async with opened(prefix, partitions=4) as first:
+            await serve(first)
+            assert await first.publish(messages(*(b"%d" % n for n in range(1500))), 20.0) == {}
+            async with opened(prefix, partitions=4) as second:
+                await serve(second)
+                before = len(done)
+                async with asyncio.timeout(30):
+                    while len(done) < before + 50:
+                        await asyncio.sleep(0.01)
+                    subscription = next(iter(second._core.intakes.values()))  # type: ignore[attr-defined]
+                    subscription.paused = True
+                    while subscription.held:
+                        await asyncio.sleep(0.01)
+            async with asyncio.timeout(30):
+                while len(done) < 1500 or running:
+                    await asyncio.sleep(0.01)
+
+        assert sorted(done) == sorted(b"%d" % n for n in range(1500))
+        assert refused == []
+
+    run(test)
