@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 from aiokafka import errors
 
 from handrail.adapter import (
@@ -32,6 +31,7 @@ from handrail.adapter import (
     masked,
 )
 from handrail.errors import BrokerError, SendError, SendTimeoutError
+from handrail.logger import get_logger
 from handrail.message import Message
 from handrail_kafka import faults
 from handrail_kafka.cluster import Cluster
@@ -50,7 +50,7 @@ from handrail_kafka.thread import Thread
 
 T = TypeVar("T")
 
-log = structlog.get_logger("handrail.kafka")
+log = get_logger("handrail.kafka")
 
 #: Seconds between two looks for priority topics that others have made.
 LOOK_EVERY = 2.0

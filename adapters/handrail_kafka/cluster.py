@@ -11,20 +11,20 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.conn import create_conn
 from aiokafka.protocol.commit import OffsetCommitRequest
 
 from handrail.errors import BrokerError
+from handrail.logger import get_logger
 from handrail_kafka import faults, progress
 from handrail_kafka.options import Options
 from handrail_kafka.progress import Stand
 
 T = TypeVar("T")
 
-log = structlog.get_logger("handrail.kafka")
+log = get_logger("handrail.kafka")
 
 #: Seconds for one question to the cluster, retries included.
 PATIENCE = 20.0

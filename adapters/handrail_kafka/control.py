@@ -13,15 +13,15 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 
 import msgspec
-import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 
 from handrail.errors import BrokerError
+from handrail.logger import get_logger
 from handrail_kafka.cluster import Cluster
 from handrail_kafka.producer import Call, Entry, Producer
 from handrail_kafka.reader import Part
 
-log = structlog.get_logger("handrail.kafka")
+log = get_logger("handrail.kafka")
 
 #: Seconds for the workers to answer: one that has never seen the topic looks for it every two.
 PATIENCE = 8.0

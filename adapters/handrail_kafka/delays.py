@@ -12,16 +12,16 @@ import heapq
 import time
 from collections.abc import Callable
 
-import structlog
 from aiokafka import ConsumerRecord, errors
 
+from handrail.logger import get_logger
 from handrail_kafka import wire
 from handrail_kafka.cluster import Cluster
 from handrail_kafka.names import Names
 from handrail_kafka.outbox import Outbox
 from handrail_kafka.reader import Part, Reader
 
-log = structlog.get_logger("handrail.kafka")
+log = get_logger("handrail.kafka")
 
 #: Seconds before its moment at which a message is taken in hand.
 HORIZON = 2.0

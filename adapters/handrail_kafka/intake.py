@@ -11,10 +11,10 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 
-import structlog
 from aiokafka import ConsumerRecord
 
 from handrail.adapter import Deliver, Delivery, Lost, QueueSpec
+from handrail.logger import get_logger
 from handrail.message import DEFAULT_PRIORITY
 from handrail_kafka import wire
 from handrail_kafka.cluster import Cluster
@@ -23,7 +23,7 @@ from handrail_kafka.options import TopicOptions
 from handrail_kafka.progress import MOST_COUNTS
 from handrail_kafka.reader import Part, Reader
 
-log = structlog.get_logger("handrail.kafka")
+log = get_logger("handrail.kafka")
 
 #: Records that are fetched ahead of the credit, at least: one round trip's worth for a fast handler.
 AHEAD = 500

@@ -12,16 +12,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition, errors
 from aiokafka.partitioner import DefaultPartitioner
 
 from handrail.errors import SendError
+from handrail.logger import get_logger
 from handrail_kafka import faults
 from handrail_kafka.cluster import TOPIC_BATCH, Cluster
 from handrail_kafka.wire import Headers
 
-log = structlog.get_logger("handrail.kafka")
+log = get_logger("handrail.kafka")
 
 #: Bytes of one batch, beyond which it is sent and another begun. A single record may be larger.
 BATCH_BYTES = 256 << 10

@@ -13,18 +13,18 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition, errors
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.structs import OffsetAndMetadata
 
+from handrail.logger import get_logger
 from handrail_kafka import faults, progress
 from handrail_kafka.cluster import Cluster
 from handrail_kafka.options import LostPosition
 from handrail_kafka.progress import MOST_HELD, SAFE_SPAN, Stand, Tracker
 
-log = structlog.get_logger("handrail.kafka")
+log = get_logger("handrail.kafka")
 
 #: Records fetched at once.
 FETCH = 2000

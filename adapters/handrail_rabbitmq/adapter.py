@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import structlog
 
 from handrail.adapter import (
     BrokerSettings,
@@ -29,6 +28,7 @@ from handrail.adapter import (
     Verb,
 )
 from handrail.errors import BrokerError, SendError
+from handrail.logger import get_logger
 from handrail.message import Message
 from handrail_rabbitmq import place
 from handrail_rabbitmq.consuming import AGAIN, LOST, MOVING, OPEN, Finished, Intake
@@ -39,7 +39,7 @@ from handrail_rabbitmq.names import HEAD
 from handrail_rabbitmq.publishing import Item, Publisher
 from handrail_rabbitmq.topology import Topology
 
-log = structlog.get_logger("handrail.rabbitmq")
+log = get_logger("handrail.rabbitmq")
 
 T = TypeVar("T")
 

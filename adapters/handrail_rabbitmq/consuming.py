@@ -17,15 +17,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
 from handrail.adapter import Deliver, Delivery, Lost, QueueSpec
+from handrail.logger import get_logger
 from handrail.message import DEFAULT_PRIORITY
 from handrail_rabbitmq import wire
 from handrail_rabbitmq.link import Channel, GoneError, Link
 from handrail_rabbitmq.names import HEAD, level_queue
 
-log = structlog.get_logger("handrail.rabbitmq")
+log = get_logger("handrail.rabbitmq")
 
 #: Seconds that a delivery may stay hidden while every slot is taken, before it goes back to the server.
 STALE = 0.1

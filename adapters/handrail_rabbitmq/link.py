@@ -11,15 +11,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import structlog
 from pika import exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils import connection_workflow
 
 from handrail.errors import BrokerError
+from handrail.logger import get_logger
 from handrail_rabbitmq.place import Place
 
-log = structlog.get_logger("handrail.rabbitmq")
+log = get_logger("handrail.rabbitmq")
 
 # without any handler logging prints pika's own account of every refused connection to standard error
 logging.getLogger("pika").addHandler(logging.NullHandler())

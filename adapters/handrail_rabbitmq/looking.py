@@ -56,9 +56,10 @@ class Looking:
         return sorted([*mine, DEFAULT_PRIORITY], key=lambda level: -99 if level == HEAD else -int(level))
 
     async def hops(self) -> list[names.Hop]:
+        """The delay queues that exist, the longest first: whoever looks in this order meets what moves on meanwhile again."""
         keys = {f"delay>{hop}": hop for hop in names.hops()}
         found = await self._publisher.ask_registry(list(keys))
-        return [hop for key, hop in keys.items() if key in found]
+        return [hop for key, hop in reversed(keys.items()) if key in found]
 
     async def count(self, name: str) -> tuple[int, int] | None:
         """Messages ready and consumers of the queue *name* on the server; None when there is no such queue."""
@@ -134,6 +135,7 @@ class Looking:
     async def messages(self, queue: str, state: State, most: int) -> list[Message]:
         """Messages of *state*, in their order of delivery (dead: newest first), at least the first *most*."""
         messages: list[tuple[Any, Message]] = []
+        delayed: set[tuple[str, float | None]] = set()
         deep = MOST if state in ("dead", "delayed") else most
         full = self._topology.full(queue)
         for name in await self._places(queue, state):
@@ -145,6 +147,9 @@ class Looking:
                         head = name == level_queue(full, HEAD)
                         key: Any = (-one.message.priority if head else -_priority(full, name), not head, at)
                     elif state == "delayed":
+                        if (same := (one.message.id, one.message.due)) in delayed:
+                            continue  # it moved on while we looked, and was met before
+                        delayed.add(same)
                         key = one.message.due or 0.0
                     else:
                         key = -at
@@ -205,10 +210,13 @@ class Looking:
 
     async def _delayed(self, queue: str) -> int | None:
         places = await self._places(queue, "delayed")
-        counts = [found[0] for name in places if (found := await self.count(name)) is not None]
-        if sum(counts) > MOST:
-            return None  # they are of all queues, and telling whose they are means getting them all
-        return len(await self.messages(queue, "delayed", MOST)) if sum(counts) else 0
+        for _ in range(2):  # what is just moving on is for a moment in no queue's count
+            counts = [found[0] for name in places if (found := await self.count(name)) is not None]
+            if sum(counts) > MOST:
+                return None  # they are of all queues, and telling whose they are means getting them all
+            if sum(counts) and (mine := len(await self.messages(queue, "delayed", MOST))):
+                return mine
+        return 0
 
 
 async def _put_back(channel: Channel, name: str, left: list[Found]) -> None:

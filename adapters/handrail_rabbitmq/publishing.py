@@ -8,16 +8,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import structlog
 from pika import BasicProperties
 
 from handrail.errors import BrokerError, SendError, SendTimeoutError
+from handrail.logger import get_logger
 from handrail.message import Message, new_id
 from handrail_rabbitmq import names, wire
 from handrail_rabbitmq.link import Channel, GoneError, Link
 from handrail_rabbitmq.topology import Topology
 
-log = structlog.get_logger("handrail.rabbitmq")
+log = get_logger("handrail.rabbitmq")
 
 #: The most that is sent and not confirmed: messages, and bytes. pika's own buffer knows no limit.
 WINDOW, WINDOW_BYTES = 2000, 16 << 20

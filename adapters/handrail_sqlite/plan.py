@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import structlog
 
 from handrail.adapter import Delivery, Settlement, Verb
+from handrail.logger import get_logger
 from handrail.message import Message
 from handrail.outcome import Fault
 from handrail_sqlite import rows
 from handrail_sqlite import statements as sql
 from handrail_sqlite.commands import Intake, Settle
 
-log = structlog.get_logger("handrail.sqlite")
+log = get_logger("handrail.sqlite")
 
 
 class Tag(msgspec.Struct, eq=False):

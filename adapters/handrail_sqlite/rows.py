@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-import structlog
 
 from handrail.errors import SendError
+from handrail.logger import get_logger
 from handrail.message import JSON, Message, Options
 from handrail.outcome import Fault
 from handrail_sqlite import statements as sql
 
-log = structlog.get_logger("handrail.sqlite")
+log = get_logger("handrail.sqlite")
 
 #: Seconds since 1970 beyond which a time is nonsense; it keeps microseconds within 64 bits.
 _LATEST = 1e12

@@ -18,10 +18,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from handrail.adapter import BrokerSettings, Delivery, QueueSpec, Role, Settlement, Verb
 from handrail.errors import BrokerError, HandrailError, SendError
+from handrail.logger import get_logger
 from handrail_sqlite import rows
 from handrail_sqlite import statements as sql
 from handrail_sqlite.commands import Ask, Intake, Publish, Settle
@@ -31,7 +30,7 @@ from handrail_sqlite.place import Place
 from handrail_sqlite.plan import Plan
 from handrail_sqlite.store import CLEAR_AT_ONCE, StaleError, Store
 
-log = structlog.get_logger("handrail.sqlite")
+log = get_logger("handrail.sqlite")
 
 #: Seconds between two looks for what no datagram told of: ready messages, dead owners, a removed file, a jump of the clock.
 TICK = 1.0

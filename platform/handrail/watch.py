@@ -21,7 +21,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
-import structlog
 from watchdog.events import (
     DirCreatedEvent,
     DirDeletedEvent,
@@ -39,8 +38,9 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 
 from handrail.config.model import Settings
 from handrail.errors import ConfigError
+from handrail.logger import get_logger
 
-log = structlog.get_logger("handrail")
+log = get_logger("handrail")
 
 #: The variable that says how to watch: ``auto`` (the default), or ``poll`` for file systems that tell no events, such as
 #: network shares and folders of the host that are mounted in a virtual machine.

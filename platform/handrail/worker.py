@@ -8,7 +8,6 @@ import uuid
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from handrail import adapter as port
 from handrail.adapter import Adapter, Role
@@ -19,10 +18,11 @@ from handrail.dispatcher.core import Dispatcher, OnOutcome
 from handrail.dispatcher.hosts import Body, InProcessHost, LoadError, MemoryBody, ProcessBody
 from handrail.errors import HandrailError, StartError
 from handrail.ledger import Ledger, open_ledger
+from handrail.logger import get_logger
 from handrail.logs import Journal
 from handrail.pipe import Found, MemoryPipe
 
-log = structlog.get_logger("handrail")
+log = get_logger("handrail")
 
 
 class ReloadReport(msgspec.Struct, frozen=True):
@@ -223,7 +223,10 @@ class Worker:
                 ]
                 if moved:
                     return report(
-                        "", [f"broker {', '.join(moved)} changed: restart to use it; the old one is served on"]
+                        "",
+                        [
+                            f"queues.yaml: broker {', '.join(moved)} changed; restart this worker to use it, until then it serves the old one"
+                        ],
                     )
             try:
                 names = self._bound(settings)
@@ -244,7 +247,7 @@ class Worker:
                     self.settings = before
                     await dispatcher.fleet.discard(generation)
                 return report("", [str(error)])
-            return report(f"{running} running finish in the old host" if running else "none in flight", [])
+            return report(_in_flight(running), [])
 
     def pause(self) -> None:
         """Start nothing new until :meth:`resume`; what runs goes on."""
@@ -298,6 +301,12 @@ class Worker:
         if self._board is not None:
             self._board.close(unlink=True)
             self._board = None
+
+
+def _in_flight(running: int) -> str:
+    if not running:
+        return "none in flight"
+    return "1 running finishes in the old host" if running == 1 else f"{running} running finish in the old host"
 
 
 async def check_handlers(settings: Settings) -> tuple[list[Found], list[str]]:

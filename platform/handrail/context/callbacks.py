@@ -5,15 +5,16 @@ It also says, folded, which failed sends nobody looked at.
 
 from __future__ import annotations
 
-import logging
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from handrail.errors import HandrailError
+from handrail.logger import get_logger
+
+log = get_logger("handrail")
 
 #: Gets None when the broker has the message, else the error.
 Callback: TypeAlias = Callable[[HandrailError | None], object]
@@ -75,25 +76,17 @@ class _Runner:
         unseen, self._unseen = self._unseen, {}
         for (where, error), count in unseen.items():
             messages = "a message was" if count == 1 else f"{count:,} messages were"
-            log(f"{messages} not sent, and nobody looked at the receipt or gave a callback", queue=where, error=error)
+            event = f"{messages} not sent, and nobody looked at the receipt or gave a callback"
+            log.error(event, queue=where, error=error)
 
 
 def _guarded(callback: Callback, error: HandrailError | None) -> None:
     try:
         callback(error)
-    except BaseException as raised:  # noqa: BLE001 - whatever it is, it is the callback's alone, SystemExit too
+    except BaseException as raised:
         name = getattr(callback, "__qualname__", repr(callback))
-        log(f"the callback of a send raised: {name}", exc_info=raised)
-
-
-def log(event: str, *, exc_info: BaseException | None = None, **facts: Any) -> None:
-    """An error line of logger ``handrail``: structlog's where the process has set it up, else the standard library's."""
-    structlog = sys.modules.get("structlog")  # a process that has not imported it has not set it up
-    if structlog is not None and structlog.is_configured():
-        structlog.get_logger("handrail").error(event, exc_info=exc_info, **facts)
-    else:  # unconfigured, structlog would write to stdout, which is the application's own
-        text = " ".join([event, *(f"{name}={value!r}" for name, value in facts.items())])
-        logging.getLogger("handrail").error(text, exc_info=exc_info)
+        event = f"the callback of a send raised: {name}"
+        log.error(event, exc_info=raised)
 
 
 _runner: _Runner | None = None

@@ -14,10 +14,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from handrail import adapter as port
 from handrail import duration
 from handrail.config.model import Settings
-from handrail.context.callbacks import log
 from handrail.errors import BrokerError, BufferFullError, SendError, SendTimeoutError
+from handrail.logger import get_logger
 from handrail.message import Message
 from handrail.transport import Done
+
+log = get_logger("handrail")
 
 #: The most that one publish carries, in messages and bytes: enough for one commit to serve many, little enough to gather.
 BATCH_MESSAGES = 5000
@@ -259,8 +261,8 @@ class Publisher:
                         await self._publish(lane, adapter, *lane.take(spread))
                 if adapter is None and lane.pause:
                     await asyncio.sleep(lane.pause)
-            except Exception as error:  # noqa: BLE001 - a fault here must fail the sends, not silence the lane
-                log("the background publisher stumbled", broker=lane.name, exc_info=error)
+            except Exception as error:
+                log.error("the background publisher stumbled", broker=lane.name, exc_info=error)
                 self._fail_waiting(lane, f"broker {lane.name!r}: {type(error).__name__}: {error}")
 
     async def _publish(
@@ -278,9 +280,9 @@ class Publisher:
             failures = dict.fromkeys(range(len(messages)), _as_send_error(error))
             lane.trouble = str(error)
             await self._drop(lane)
-        except Exception as error:  # noqa: BLE001 - an adapter's fault is the batch's, and the next one may do better
+        except Exception as error:
             lane.trouble = f"{type(error).__name__}: {error}"
-            log("an adapter failed to publish", broker=lane.name, exc_info=error)
+            log.error("an adapter failed to publish", broker=lane.name, exc_info=error)
             failures = dict.fromkeys(range(len(messages)), SendError(f"broker {lane.name!r}: {lane.trouble}"))
             await self._drop(lane)
         finished: list[_Parcel] = []
@@ -301,8 +303,8 @@ class Publisher:
         for parcel in parcels:
             try:
                 parcel.done(parcel.errors)
-            except Exception as error:  # noqa: BLE001 - one sender's fault must not cost the others their news
-                log("telling a sender what became of its message failed", exc_info=error)
+            except Exception as error:
+                log.error("telling a sender what became of its message failed", exc_info=error)
         with self._lock:
             for parcel in parcels:
                 self._buffered -= parcel.size

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
-import structlog
 
 from handrail import duration
 from handrail.adapter import Adapter, Delivery
@@ -29,12 +28,13 @@ from handrail.dispatcher.tasks import Tasks
 from handrail.dispatcher.verdict import Verdict
 from handrail.errors import BrokerError, HandrailError, StartError
 from handrail.ledger import Ledger
+from handrail.logger import get_logger
 from handrail.logs import Journal
 from handrail.message import Message
 from handrail.outcome import Outcome
 from handrail.pipe import Batch, End, ToDispatcher, ToHost
 
-log = structlog.get_logger("handrail")
+log = get_logger("handrail")
 
 _RUN, _CANCEL, _SENT = int(ToHost.RUN), int(ToHost.CANCEL), int(ToHost.SENT)
 _DONE = int(ToDispatcher.DONE)

@@ -10,16 +10,15 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 
-import structlog
-
 from handrail.board import Board
 from handrail.config.model import Settings
 from handrail.dispatcher.hosts import Body, Host, LoadError, Receive
 from handrail.dispatcher.lane import Lane
 from handrail.dispatcher.tasks import Tasks
+from handrail.logger import get_logger
 from handrail.pipe import Found
 
-log = structlog.get_logger("handrail")
+log = get_logger("handrail")
 
 #: Seconds that what timed out or was cancelled gets to unwind before its host is ended.
 UNWIND = 2.0

@@ -6,14 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import structlog
-
 from handrail.adapter import Adapter, Delivery, Settlement
 from handrail.config.model import QueueSettings
 from handrail.dispatcher.verdict import Verdict
 from handrail.errors import BrokerError
+from handrail.logger import get_logger
 
-log = structlog.get_logger("handrail")
+log = get_logger("handrail")
 
 
 class Judged:

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-import structlog
+from handrail.logger import get_logger
 
-log = structlog.get_logger("handrail")
+log = get_logger("handrail")
 
 
 class Tasks:

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
-import structlog
 
 from handrail.errors import BrokerError
 from handrail.ledger.port import Cancelling, Record
 from handrail.ledger.store import PRUNE_ROWS, Row, Store
+from handrail.logger import get_logger
 from handrail.outcome import Outcome, clip
 
 T = TypeVar("T")
-log = structlog.get_logger("handrail")
+log = get_logger("handrail")
 
 #: Seconds for which outcomes gather before they are written.
 LINGER = 0.02
