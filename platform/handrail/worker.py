@@ -222,12 +222,8 @@ class Worker:
                     if self.settings.brokers.get(name, broker) != broker
                 ]
                 if moved:
-                    return report(
-                        "",
-                        [
-                            f"queues.yaml: broker {', '.join(moved)} changed; restart this worker to use it, until then it serves the old one"
-                        ],
-                    )
+                    text = f"broker {', '.join(moved)} changed; until this worker is restarted it serves the old one"
+                    return report("", [f"queues.yaml: {text}"])
             try:
                 names = self._bound(settings)
                 generation = await dispatcher.load(settings, names)
