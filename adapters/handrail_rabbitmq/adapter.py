@@ -119,9 +119,9 @@ class RabbitMQAdapter:
         self._publish_link.on_change = self._publisher.unblocked
         if role == "worker":
             self._link.on_up = self._take_up
-            if self.board is not None:
-                self._deaths.begin(self.board)
         try:
+            if role == "worker" and self.board is not None:
+                self._deaths.begin(self.board)
             for link in self._links:
                 await link.start()
         except BaseException:

@@ -10,12 +10,14 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 import time
 import uuid
 from pathlib import Path
 
 from handrail.board import running_at
+from handrail.errors import BrokerError
 
 #: Seconds for which a dead worker's board is kept: its messages come back as slowly as somebody takes them.
 KEPT = 3600.0
@@ -31,7 +33,8 @@ class Deaths:
 
     def __init__(self, broker: str) -> None:
         name = hashlib.sha256(broker.encode()).hexdigest()[:16]
-        self._folder = Path(tempfile.gettempdir(), f"handrail-{os.getuid()}", "workers", name)
+        self._root = Path(tempfile.gettempdir(), f"handrail-{os.getuid()}")
+        self._folder = Path(self._root, "workers", name)
         self._file: Path | None = None
         self._fd = -1
         self._known: set[str] = set()
@@ -39,7 +42,8 @@ class Deaths:
         self._looked = 0.0
 
     def begin(self, board: Path) -> None:
-        """Let it be known that this process writes *board*."""
+        """Let it be known that this process writes *board*. Raises :class:`BrokerError` where others could lie to it."""
+        _own(self._root)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = self._folder / uuid.uuid4().hex
         _mine.add(self._file.name)
@@ -65,6 +69,8 @@ class Deaths:
         return self._suspects.pop((queue, message_id), 0) if self._suspects else 0
 
     def _look(self) -> None:
+        if self._file is None:
+            return  # the folder is only known to be ours by those who have a file in it
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
                 if entry.name not in _mine and entry.name not in self._known:
@@ -92,3 +98,22 @@ class Deaths:
             if time.time() - file.stat().st_mtime > KEPT:
                 file.unlink()
                 board.unlink(missing_ok=True)
+
+
+def _own(folder: Path) -> None:
+    """Make *folder*, for this user alone. Everybody may write beside it, so what is there already must be ours."""
+    mend = "remove it, or set TMPDIR to a folder of this user's own"
+    try:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise BrokerError(f"{folder}: is no folder, so workers cannot tell each other of crashes there; {mend}")
+        if found.st_uid != os.getuid():
+            raise BrokerError(
+                f"{folder}: belongs to another user (uid {found.st_uid}), who could forge crashes; {mend}"
+            )
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise BrokerError(f"{folder}: cannot be made: {error.strerror}; set TMPDIR to a folder that can be") from error

@@ -1,0 +1,78 @@
+"""Where workers of one machine tell each other what they were running, and that nobody else can say it for them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from handrail.board import RUNNING, Board
+from handrail.errors import BrokerError
+from handrail_rabbitmq import deaths
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of this user's workers; it does not exist yet."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return Path(tmp_path, f"handrail-{os.getuid()}")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def test_the_folder_is_the_users_alone_whatever_the_umask(folder: Path) -> None:
+    """A lax umask opens the folder to nobody, and one that an earlier start left open is closed."""
+    before = os.umask(0)
+    try:
+        first = deaths.Deaths("broker")
+        first.begin(Path("board"))
+        assert mode(folder) == 0o700
+        folder.chmod(0o777)
+        second = deaths.Deaths("broker")
+        second.begin(Path("board"))
+        assert mode(folder) == 0o700
+    finally:
+        os.umask(before)
+    first.end()
+    second.end()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a folder that belongs to another user")
+def test_a_folder_of_another_user_is_refused(folder: Path) -> None:
+    """Where another user came first the worker does not start: one line names the folder and its owner."""
+    folder.mkdir()
+    os.chown(folder, 12345, 12345)
+
+    with pytest.raises(BrokerError, match=r"belongs to another user \(uid 12345\)") as caught:
+        deaths.Deaths("broker").begin(Path("board"))
+
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_link_in_the_folders_place_is_refused(folder: Path, tmp_path: Path) -> None:
+    """A symbolic link is not followed, wherever it leads."""
+    folder.symlink_to(tmp_path)
+
+    with pytest.raises(BrokerError, match="is no folder"):
+        deaths.Deaths("broker").begin(Path("board"))
+
+
+def test_nothing_is_believed_before_the_folder_is_known_to_be_ours(folder: Path, tmp_path: Path) -> None:
+    """What stands there counts for a worker that has its own file there, and for nobody else."""
+    path = tmp_path / "dead.board"
+    board = Board.create(path)
+    board.mark(board.take("work", "1", 0), RUNNING)
+    mine = deaths.Deaths("broker")
+    mine.begin(tmp_path / "mine.board")
+    (workers,) = folder.glob("workers/*")
+    Path(workers, "victim").write_bytes(os.fsencode(path))
+
+    assert deaths.Deaths("broker").crashes("work", "1") == 0
+    assert mine.crashes("work", "1") == 1
+    mine.end()
