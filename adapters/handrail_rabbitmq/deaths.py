@@ -35,6 +35,8 @@ class Deaths:
         name = hashlib.sha256(broker.encode()).hexdigest()[:16]
         self._root = Path(tempfile.gettempdir(), f"handrail-{os.getuid()}")
         self._folder = Path(self._root, "workers", name)
+        #: Whether nobody else can write into the folder.
+        self._trusted = False
         self._file: Path | None = None
         self._fd = -1
         self._known: set[str] = set()
@@ -44,6 +46,7 @@ class Deaths:
     def begin(self, board: Path) -> None:
         """Let it be known that this process writes *board*. Raises :class:`BrokerError` where others could lie to it."""
         _own(self._root)
+        self._trusted = True
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = self._folder / uuid.uuid4().hex
         _mine.add(self._file.name)
@@ -69,8 +72,12 @@ class Deaths:
         return self._suspects.pop((queue, message_id), 0) if self._suspects else 0
 
     def _look(self) -> None:
-        if self._file is None:
-            return  # the folder is only known to be ours by those who have a file in it
+        if not self._trusted:
+            try:
+                _own(self._root)
+            except BrokerError:
+                return  # what others may have written there is not believed; a worker with a board has said so at its start
+            self._trusted = True
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
                 if entry.name not in _mine and entry.name not in self._known:
