@@ -163,6 +163,8 @@ class RabbitMQAdapter:
         self._topology.remember(queues)
         if self._link.up:
             await self._topology.declare(queues)
+            if self._topology.never and self._role == "worker":
+                await self._topology.tell_missing(queues)
 
     # --- sending and settling -----------------------------------------------------------------------------------------
 
@@ -302,8 +304,9 @@ class RabbitMQAdapter:
 
     async def _begin(self, intake: Intake) -> None:
         """Subscribe, levels and all. Raises :class:`GoneError` and :class:`BrokerError`."""
-        control = await self._listen()
-        await control.ask(control.raw.queue_bind, self._control_queue, self._topology.names.registry, f"{intake.full}!")
+        if (control := await self._listen()) is not None:
+            registry = self._topology.names.registry
+            await control.ask(control.raw.queue_bind, self._control_queue, registry, f"{intake.full}!")
         levels = await self._levels(intake)
         if intake.channel is None and not intake.cancelled:
             await intake.begin(levels)
@@ -318,14 +321,15 @@ class RabbitMQAdapter:
         self._topology.forget()
         self._control = None
         self._fault = ""
-        for spec in list(self._specs.values()):
+        specs = list(self._specs.values())
+        for some in [specs] if self._topology.never else [[spec] for spec in specs]:
             try:
-                await self._topology_declare(spec)
+                await self._topology_declare(some)
             except BrokerError as error:
                 if not self._link.up:
                     raise GoneError(self._link.trouble) from error
                 self._fault = str(error)
-                log.error("a queue cannot be used", queue=spec.name, reason=str(error))
+                log.error("a queue cannot be used", queue=", ".join(one.name for one in some), reason=str(error))
         self._intakes = [intake for intake in self._intakes if not intake.cancelled]
         for intake in self._intakes:
             try:
@@ -336,9 +340,9 @@ class RabbitMQAdapter:
                 self._fault = str(error)
                 log.error("cannot subscribe", queue=intake.spec.name, reason=str(error))
 
-    async def _topology_declare(self, spec: QueueSpec) -> None:
+    async def _topology_declare(self, specs: list[QueueSpec]) -> None:
         self._link.usable()  # declaring waits for a connection that is ready, and this is part of making it so
-        await self._topology.declare([spec])
+        await self._topology.declare(specs)
 
     def _gone(self, intake: Intake) -> None:
         """The intake's channel closed; when the connection stands, it was the channel alone."""
@@ -397,11 +401,12 @@ class RabbitMQAdapter:
 
     # --- what workers tell each other ---------------------------------------------------------------------------------
 
-    async def _listen(self) -> Channel:
-        """A queue of this process's own, for what others announce and ask."""
+    async def _listen(self) -> Channel | None:
+        """A queue of this process's own, for what others announce and ask; None where there is no registry to do it by."""
         if self._control is not None and self._control.reason is None:
             return self._control
-        await self._topology.make_registry()
+        if not await self._topology.make_registry():
+            return None
         channel = await self._link.channel()
         raw = channel.raw
         declared = await channel.ask(raw.queue_declare, "", exclusive=True, auto_delete=True)
@@ -445,7 +450,8 @@ class RabbitMQAdapter:
         others = consumers - sum(intake.consumes for intake in mine)
         if others <= 0:
             return held
-        await self._listen()
+        if await self._listen() is None:
+            return None
         ask = os.urandom(8).hex()
         answers = self._answers[ask] = asyncio.Queue()
         try:

@@ -15,7 +15,7 @@ from handrail_rabbitmq.consuming import BACK, BREATH
 from handrail_rabbitmq.link import Channel, GoneError
 from handrail_rabbitmq.names import HEAD, level_queue
 from handrail_rabbitmq.publishing import Publisher
-from handrail_rabbitmq.topology import Topology
+from handrail_rabbitmq.topology import DELAY_AGAIN, LEVEL_AGAIN, Topology
 
 #: The most messages that are looked at for one answer.
 MOST = 10_000
@@ -50,6 +50,14 @@ class Looking:
     async def levels(self, queue: str) -> list[int | str]:
         """The levels of *queue* that exist, the queue itself among them, best first."""
         full = self._topology.full(queue)
+        if self._topology.never:
+            # what others made is in no registry
+            there = [
+                level
+                for level in names.levels()
+                if await self._topology.there(level_queue(full, level), again=LEVEL_AGAIN)
+            ]
+            return sorted([*there, DEFAULT_PRIORITY], key=lambda level: -99 if level == HEAD else -int(level))
         keys = {f"{full}>{level}": level for level in names.levels()}
         found = await self._publisher.ask_registry(list(keys))
         mine = [level for key, level in keys.items() if key in found]
@@ -57,6 +65,14 @@ class Looking:
 
     async def hops(self) -> list[names.Hop]:
         """The delay queues that exist, the longest first: whoever looks in this order meets what moves on meanwhile again."""
+        if self._topology.never:
+            if not await self._topology.there(self._topology.names.entry, exchange=True, again=DELAY_AGAIN):
+                return []
+            return [
+                hop
+                for hop in reversed([*names.hops()])
+                if await self._topology.there(self._topology.names.delay_queue(hop), again=LEVEL_AGAIN)
+            ]
         keys = {f"delay>{hop}": hop for hop in names.hops()}
         found = await self._publisher.ask_registry(list(keys))
         return [hop for key, hop in reversed(keys.items()) if key in found]

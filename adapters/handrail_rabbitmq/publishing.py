@@ -104,8 +104,17 @@ class Publisher:
         self._topology.forget()
         for item in reversed(sent.values()):
             item.returned = False
-            if not item.gone:
-                self._waiting.appendleft(item)
+            if item.gone:
+                continue
+            if channel.code == 404 and item.exchange == self._topology.names.registry:
+                # it was deleted: offering this again would close the next channel, too
+                item.done(item, SendError(f"{self._link.place.shown}: the channel closed: {channel.reason}"))
+                continue
+            if not (item.fixed or item.sure):
+                item.exchange = item.key = ""
+                if item.properties is not None:
+                    item.properties.headers.pop("CC", None)
+            self._waiting.appendleft(item)
         if self._link.up and not self._closed:
             # the channel alone: an exchange that was deleted under us closes it
             log.warning(
@@ -178,8 +187,9 @@ class Publisher:
 
     async def ask_registry(self, keys: Sequence[str]) -> set[str]:
         """Which of *keys* the registry has. Raises :class:`GoneError`."""
-        await self._topology.make_registry()
         found: set[str] = set()
+        if not await self._topology.make_registry():
+            return found
         finished = self._loop.create_future()
         left = len(keys)
 
@@ -200,8 +210,9 @@ class Publisher:
 
     def announce(self, key: str, body: bytes, reply_to: str | None = None) -> None:
         """Tell every worker that listens for *key*; whether anybody does is no matter."""
-        self._note(key, body, _nobody, reply_to)
-        self._drain()
+        if self._topology.has_registry:
+            self._note(key, body, _nobody, reply_to)
+            self._drain()
 
     def answer(self, queue: str, body: bytes) -> None:
         """Send *body* to a queue of somebody who asked."""
@@ -272,7 +283,7 @@ class Publisher:
         level = item.level
         if not topology.has_level(message.queue, level):
             return lambda: topology.make_level(message.queue, level)
-        target = names.level_queue(topology.full(message.queue), level)
+        target = topology.target(message.queue, level)
         if message.due is None or message.due <= now:
             item.key = target
             return None

@@ -137,14 +137,3 @@ async def test_a_queue_with_other_arguments_is_one_line_with_both_values(server:
         assert "\n" not in text
     finally:
         await bench.close()
-
-
-async def test_declare_never_takes_what_is_there_and_makes_nothing(server: Any, bench: Any) -> None:
-    """With `declare: never` an existing queue is used as it is, and a missing one is an error in one line."""
-    await bench.open(spec=QueueSpec(name="work", options={"queue_type": "classic"}))
-    try:
-        await bench.open(spec=QueueSpec(name="work"), declare="never")
-        with pytest.raises(BrokerError, match=r"there is no queue '.*missing', and `declare: never`"):
-            await bench.open(spec=QueueSpec(name="missing"), declare="never")
-    finally:
-        await bench.close()
