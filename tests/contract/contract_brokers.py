@@ -38,6 +38,9 @@ def _rabbitmq(_root: Path) -> str:
     return RABBITMQ
 
 
+#: Set to anything: the suite runs over RabbitMQ once more, on classic queues.
+RABBITMQ_CLASSIC = os.environ.get("HANDRAIL_TEST_RABBITMQ_CLASSIC", "")
+
 KAFKA = os.environ.get("HANDRAIL_TEST_KAFKA", "")
 
 
@@ -51,6 +54,7 @@ BROKERS = [
     Broker("sqlite", lambda root: f"sqlite:{root}/.platform/queues.db"),
     Broker("sqlite-memory", lambda _root: "sqlite::memory:"),
     Broker("rabbitmq", _rabbitmq, required=False),
+    *([Broker("rabbitmq-classic", _rabbitmq, {"queue_type": "classic"}, required=False)] if RABBITMQ_CLASSIC else []),
     # one partition keeps the order of all, several let workers share a queue
     Broker("kafka", _kafka, {"partitions": 1}, required=False),
     Broker("kafka-partitions", _kafka, {"partitions": 2}, required=False),
