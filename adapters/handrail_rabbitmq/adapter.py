@@ -47,6 +47,8 @@ T = TypeVar("T")
 WATCH_EVERY, STUCK_AFTER = 5.0, 30.0
 #: Seconds that other workers have to tell how much they hold.
 TELL = 0.3
+#: Seconds without a further answer after which all are taken to have answered, where their number is not known.
+MORE = 0.1
 #: Seconds before its time at which a delivery is put back: clocks of different machines differ by less.
 EARLY = 1.0
 
@@ -448,18 +450,34 @@ class RabbitMQAdapter:
         mine = [intake for intake in self._intakes if intake.full == full]
         held = sum(len(intake.held) for intake in mine)
         others = consumers - sum(intake.consumes for intake in mine)
-        if others <= 0:
+        # a classic queue forgets a consumer that was cancelled, whatever that one still holds
+        blind = self._topology.never or self._topology.kind(queue) == "classic"
+        if others <= 0 and not blind:
             return held
         if await self._listen() is None:
-            return None
+            return held if others <= 0 else None
         ask = os.urandom(8).hex()
         answers = self._answers[ask] = asyncio.Queue()
+        heard: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def told(_item: Item, error: SendError | None) -> None:
+            if not heard.done():
+                heard.set_result(error is None)
+
+        expected = max(others, 0) + bool(mine)
+        total = count = 0
         try:
-            self._publisher.announce(f"{full}!", msgspec.json.encode({"ask": ask}), self._control_queue)
-            expected = others + bool(mine)
-            total = 0
-            for _ in range(expected):
+            self._publisher.announce(f"{full}!", msgspec.json.encode({"ask": ask}), self._control_queue, told)
+            if not await asyncio.wait_for(heard, TELL):
+                return held if others <= 0 else None  # nobody listens
+            while count < max(expected, 1):
                 total += await asyncio.wait_for(answers.get(), TELL)
+                count += 1
+            while blind:
+                with contextlib.suppress(TimeoutError):
+                    total += await asyncio.wait_for(answers.get(), MORE)
+                    continue
+                break
         except TimeoutError:
             return None
         finally:

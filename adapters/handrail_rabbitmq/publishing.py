@@ -208,10 +208,10 @@ class Publisher:
             await asyncio.wait([finished], timeout=5.0)
         return found
 
-    def announce(self, key: str, body: bytes, reply_to: str | None = None) -> None:
-        """Tell every worker that listens for *key*; whether anybody does is no matter."""
+    def announce(self, key: str, body: bytes, reply_to: str | None = None, done: _Fate | None = None) -> None:
+        """Tell every worker that listens for *key*; *done* hears an error when nobody does."""
         if self._topology.has_registry:
-            self._note(key, body, _nobody, reply_to)
+            self._note(key, body, done or _nobody, reply_to)
             self._drain()
 
     def answer(self, queue: str, body: bytes) -> None:
