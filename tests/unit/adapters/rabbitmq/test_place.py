@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from handrail import config
 from handrail.adapter import BrokerSettings, QueueSpec, load
 from handrail.errors import BrokerError
 from handrail_rabbitmq.place import Place, parse
@@ -70,6 +71,19 @@ def test_what_cannot_work_is_said_in_one_line(url: str, options: dict[str, Any],
         place(url, **options)
 
     assert "\n" not in str(caught.value)
+
+
+def test_the_type_of_a_queue_comes_from_its_own_key_then_the_broker(tmp_path: Path) -> None:
+    """`queue_type` of a queue reaches the adapter with that queue; the broker's is for the others."""
+    (tmp_path / "queues.yaml").write_text(
+        "broker: {url: 'amqp://h', queue_type: classic}\nqueues: {a: {attempts: 2}, b: {queue_type: quorum}}\n"
+    )
+
+    found = config.load(tmp_path / "queues.yaml")
+
+    assert found.queues["b"].spec.options == {"queue_type": "quorum"}
+    assert found.queues["a"].spec.options == {}
+    assert parse(found.brokers["default"]).queue_type == "classic"
 
 
 def test_certificates_lie_in_the_project() -> None:
