@@ -112,6 +112,10 @@ def _explain(error: Exception) -> int:
         case errors.HandrailError():
             code = ExitCode.FAILED
         case OSError(errno=errno.ENOSPC):
+            try:
+                sys.stdout.flush()
+            except OSError:
+                forget_stdout()  # what it still holds would be tried once more at the end, and change the exit code
             return _tell("the disk is full; not all of the output could be written", ExitCode.FAILED)
         case _:
             return _tell(
