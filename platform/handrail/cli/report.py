@@ -14,7 +14,8 @@ import structlog
 
 from handrail import duration, logs
 from handrail.cli.common import shown, table
-from handrail.config.model import CONCURRENCY, QueueSettings, Settings
+from handrail.config.model import QueueSettings, Settings
+from handrail.dispatcher.lane import concurrency
 from handrail.pipe import Found
 
 log: Any = structlog.get_logger("handrail")
@@ -25,11 +26,6 @@ _TIMEOUT = {
     "thread": "only abandons the thread",
     "process": "kills the process",
 }
-
-
-def concurrency(queue: QueueSettings, kind: str) -> int:
-    """How many handlers of *queue* run at once in one worker."""
-    return queue.concurrency or CONCURRENCY.get(kind) or os.cpu_count() or 1
 
 
 def timeout_text(queue: QueueSettings, kind: str) -> str:
