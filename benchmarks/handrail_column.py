@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from statistics import median
 
 from measures import Plan, Values, quantile
 from processes import Usage, usage
+from servers import Server
 
 HERE = Path(__file__).resolve().parent
 PLATFORM = Path(sys.executable).with_name("platform")
@@ -23,9 +25,9 @@ PLATFORM = Path(sys.executable).with_name("platform")
 PATIENCE = 600.0
 
 
-def measure(plan: Plan, broker: str, scratch: Path, say: Callable[[str], None]) -> Values:
-    """Every measure that *plan* asks for, in a fresh project below *scratch* that sends to *broker*."""
-    bench = _Bench(plan, broker, scratch, say)
+def measure(plan: Plan, broker: str, scratch: Path, server: Server | None, say: Callable[[str], None]) -> Values:
+    """Every measure that *plan* asks for, in fresh projects below *scratch* that send to *broker*."""
+    bench = _Bench(plan, broker, scratch, server, say)
     values: Values = {}
     values |= bench.publish()
     values |= bench.handle()
@@ -90,10 +92,14 @@ class _Worker:
 
 
 class _Bench:
-    def __init__(self, plan: Plan, broker: str, scratch: Path, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, plan: Plan, broker: str, scratch: Path, server: Server | None, say: Callable[[str], None]
+    ) -> None:
         self._plan = plan
         self._say = say
         self._scratch = scratch
+        self._broker = broker
+        self._server = server
         self._environment = {**os.environ, "BENCH_BROKER": broker}
         self._environment.pop("HANDRAIL_CONFIG", None)
 
@@ -204,13 +210,16 @@ class _Bench:
 
     @contextmanager
     def _project(self) -> Iterator[Path]:
-        """A fresh copy of the measured project; no measure finds what another left."""
+        """A fresh copy of the measured project, with a prefix of its own; no measure finds what another left."""
         project = self._scratch / "project"
+        prefix = self._environment["BENCH_PREFIX"] = f"bench-{secrets.token_hex(4)}-"
         shutil.copytree(HERE / "project", project, ignore=shutil.ignore_patterns(".platform", "__pycache__"))
         try:
             yield project
         finally:
             shutil.rmtree(project)
+            if self._server is not None:
+                self._server.sweep(self._broker, prefix)
 
     @contextmanager
     def _worker(self, project: Path, step: int = 1000) -> Iterator[_Worker]:
