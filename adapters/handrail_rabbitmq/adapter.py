@@ -43,8 +43,10 @@ log = get_logger("handrail.rabbitmq")
 
 T = TypeVar("T")
 
-#: Seconds between two looks whether messages flow, and without a delivery after which everything is rebuilt.
-WATCH_EVERY, STUCK_AFTER = 5.0, 30.0
+#: Seconds between two looks whether messages flow, and for which some must have waited in vain until everything is rebuilt.
+WATCH_EVERY, STUCK_AFTER = 4.0, 30.0
+#: Seconds between two looks for levels that nobody announced.
+LEVELS_EVERY = 30.0
 #: Seconds that other workers have to tell how much they hold.
 TELL = 0.3
 #: Seconds without a further answer after which all are taken to have answered, where their number is not known.
@@ -75,6 +77,9 @@ class RabbitMQAdapter:
 
     name = "rabbitmq"
     capabilities: Mapping[Capability, bool | str] = _CAPABILITIES
+    #: See the constants of these names; set before :meth:`open`.
+    watch_every: float = WATCH_EVERY
+    stuck_after: float = STUCK_AFTER
 
     def __init__(self, settings: BrokerSettings) -> None:
         self.board: Path | None = None
@@ -346,9 +351,15 @@ class RabbitMQAdapter:
         self._link.usable()  # declaring waits for a connection that is ready, and this is part of making it so
         await self._topology.declare(specs)
 
-    def _gone(self, intake: Intake) -> None:
+    def _gone(self, intake: Intake, channel: Channel) -> None:
         """The intake's channel closed; when the connection stands, it was the channel alone."""
         if self._open and self._link.up and not intake.cancelled:
+            if channel.code:  # otherwise we closed it, and have said why
+                log.warning(
+                    "the server closed the channel of a queue; subscribing again",
+                    queue=intake.spec.name,
+                    reason=channel.reason,
+                )
             self._spawn(self._again(intake))
 
     async def _again(self, intake: Intake) -> None:
@@ -383,23 +394,28 @@ class RabbitMQAdapter:
         last = 0.0
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(WATCH_EVERY)
-            if not self._link.up:
-                continue
-            try:
-                async with self._topology.channel() as channel:
-                    for intake in self._intakes:
-                        if await intake.stuck(channel, STUCK_AFTER):
-                            log.warning("messages wait and none comes; connecting anew", queue=intake.spec.name)
-                            self._link.rebuild(f"messages of {intake.spec.name!r} waited and none came")
-                            break
-                if loop.time() - last > STUCK_AFTER:
-                    last = loop.time()
-                    for intake in self._intakes:
+            await asyncio.sleep(self.watch_every)
+            for intake in list(self._intakes):
+                if self._link.up and await self._waited(intake) >= self.stuck_after:
+                    log.warning("messages wait and none comes; connecting anew", queue=intake.spec.name)
+                    self._link.rebuild(f"messages of {intake.spec.name!r} waited and none came")
+            if self._link.up and loop.time() - last > LEVELS_EVERY:
+                last = loop.time()
+                for intake in list(self._intakes):
+                    try:
                         for level in await self._levels(intake):
                             intake.add_level(level)
-            except (GoneError, BrokerError) as error:
-                log.debug("not watched", reason=str(error))
+                    except (GoneError, BrokerError) as error:
+                        log.debug("levels not looked for", queue=intake.spec.name, reason=str(error))
+
+    async def _waited(self, intake: Intake) -> float:
+        """See ``Intake.waited``; each on a channel of its own, for a queue that is gone closes it."""
+        try:
+            async with self._topology.channel() as channel:
+                return await intake.waited(channel)
+        except BrokerError as error:
+            log.debug("not watched", queue=intake.spec.name, reason=str(error))
+            return 0.0
 
     # --- what workers tell each other ---------------------------------------------------------------------------------
 
@@ -542,4 +558,6 @@ class RabbitMQAdapter:
         for intake in self._intakes:
             if not intake.subscribed:
                 return Health(up=False, detail=f"{self.place}: not subscribed to {intake.spec.name!r}")
+            if intake.doubted:
+                return Health(up=False, detail=f"{self.place}: messages of {intake.spec.name!r} wait and none comes")
         return Health(up=True, detail=self.place)

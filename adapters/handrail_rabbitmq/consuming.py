@@ -93,7 +93,7 @@ class Intake:
         finished: Finished,
         undue: Callable[[Delivery], bool],
         crashes: Callable[[str, str], int],
-        gone: Callable[[Intake], None],
+        gone: Callable[[Intake, Channel], None],
     ) -> None:
         self._link = link
         self.spec = spec
@@ -123,6 +123,9 @@ class Intake:
         self.cancelled = False
         #: When something last came, on the loop's clock.
         self.came = self._loop.time()
+        # the first of the looks, without a break, that saw messages wait in vain; and how long that was at the last one
+        self._waiting_since = 0.0
+        self._in_vain = 0.0
         self._gathering = 0
         self._count = 0
         self._gather_timer: asyncio.TimerHandle | None = None
@@ -198,7 +201,7 @@ class Intake:
         self._end_gathering()
         if lost:
             self._lost(lost)
-        self._on_gone(self)
+        self._on_gone(self, channel)
 
     async def end(self) -> None:
         """Give everything back, in order, and close the channel."""
@@ -560,19 +563,32 @@ class Intake:
             or (self.channel is not None and bool(self._consumers or self.held or self._worker))
         )
 
-    async def stuck(self, channel: Channel, patience: float) -> bool:
-        """Whether messages are ready and there is room, and yet nothing came for *patience* seconds."""
+    @property
+    def doubted(self) -> bool:
+        """Whether two looks saw messages wait for which there was room, and still nothing came."""
+        return self._in_vain > 0.0 and self.came < self._waiting_since
+
+    async def waited(self, channel: Channel) -> float:
+        """Seconds for which each look saw messages wait, with room for them and none coming. Raises :class:`GoneError`.
+
+        One look proves nothing: what it sees may have been sent a moment ago.
+        """
+        looked = self._loop.time()
+        if not await self._waits(channel):
+            self._waiting_since = 0.0
+        elif not self._waiting_since or self.came >= self._waiting_since:
+            self._waiting_since = looked
+        self._in_vain = looked - self._waiting_since if self._waiting_since else 0.0
+        return self._in_vain
+
+    async def _waits(self, channel: Channel) -> bool:
+        """Whether messages are ready and there is room for them."""
         if self.paused or self.cancelled or self.channel is None or self.credit <= len(self.held):
             return False
-        if self._loop.time() - self.came < patience:
-            return False
-        for level in list(self._consumers):
-            try:
-                found = await channel.ask(channel.raw.queue_declare, level_queue(self.full, level), passive=True)
-            except GoneError:
-                return False
-            if found.message_count and self._loop.time() - self.came >= patience:
-                return True
+        for level in list(self.levels):
+            found = await channel.ask(channel.raw.queue_declare, level_queue(self.full, level), passive=True)
+            if found.message_count:
+                return self.credit > len(self.held)
         return False
 
 

@@ -21,7 +21,15 @@ class Bench:
         self.queue = QueueSpec(name="work", dead_letter="work.dead")
         self.opened: list[Adapter] = []
 
-    async def open(self, role: str = "worker", spec: QueueSpec | None = None, **options: Any) -> Any:
+    async def open(
+        self,
+        role: str = "worker",
+        spec: QueueSpec | None = None,
+        *,
+        watch_every: float | None = None,
+        stuck_after: float | None = None,
+        **options: Any,
+    ) -> Any:
         settings = BrokerSettings(
             name="default",
             url=self.settings.url,
@@ -29,9 +37,11 @@ class Bench:
             prefix=self.settings.prefix,
             options=options,
         )
-        adapter = load(settings)
+        adapter: Any = load(settings)
+        adapter.watch_every = watch_every or adapter.watch_every
+        adapter.stuck_after = stuck_after or adapter.stuck_after
         self.opened.append(adapter)
-        await adapter.open(role)  # type: ignore[arg-type]
+        await adapter.open(role)
         await adapter.declare([spec or self.queue])
         return adapter
 
