@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 import msgspec
 import pika
@@ -16,7 +16,11 @@ from handrail.errors import BrokerError
 FORM = "use amqp://user:password@host:5672/vhost, with special characters percent-encoded"
 
 #: What may stand in the URL's query, or beside ``url:`` in queues.yaml.
-OPTIONS = ("ca", "cert", "key", "server_name", "heartbeat", "queue_type", "declare", "connect_timeout")
+OPTIONS = ("ca", "cert", "key", "key_password", "server_name", "heartbeat", "queue_type", "declare", "connect_timeout")
+#: What may stand beside ``url:`` alone, as it is: the URL has a place of its own for each, percent-encoded.
+LITERAL = ("username", "password", "vhost")
+_TLS = ("ca", "cert", "key", "key_password", "server_name")
+_TEXTS = (*LITERAL, "key_password", "server_name")
 
 Declare = Literal["missing", "never"]
 
@@ -35,6 +39,7 @@ class Place(msgspec.Struct, frozen=True):
     ca: Path | None
     cert: Path | None
     key: Path | None
+    key_password: str | None
     server_name: str | None
     #: Seconds between heartbeats, as we ask for them.
     heartbeat: int
@@ -44,18 +49,12 @@ class Place(msgspec.Struct, frozen=True):
     queue_type: str
     declare: Declare
 
+    def __repr__(self) -> str:
+        return f"<Place {self.shown}>"
+
     def parameters(self) -> pika.ConnectionParameters:
         """What pika wants. Raises :class:`BrokerError` when a certificate cannot be read."""
-        options = None
-        if self.tls:
-            try:
-                context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
-                if self.cert is not None:
-                    context.load_cert_chain(str(self.cert), str(self.key) if self.key else None)
-            except (OSError, ssl.SSLError) as error:
-                files = ", ".join(str(file) for file in (self.ca, self.cert, self.key) if file)
-                raise BrokerError(f"{self.shown}: cannot use the certificates {files}: {error}") from error
-            options = pika.SSLOptions(context, self.server_name or self.host)
+        options = pika.SSLOptions(self._context(), self.server_name or self.host) if self.tls else None
         return pika.ConnectionParameters(
             host=self.host,
             port=self.port,
@@ -71,6 +70,28 @@ class Place(msgspec.Struct, frozen=True):
             client_properties={"product": "handrail", "connection_name": "handrail"},
         )
 
+    def _context(self) -> ssl.SSLContext:
+        for name in ("ca", "cert", "key"):
+            file: Path | None = getattr(self, name)
+            if file is not None and not file.is_file():
+                raise BrokerError(f"{self.shown}: {name}: there is no file {file}")
+        try:
+            context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+            if self.cert is not None:
+                # without a function OpenSSL would ask for it on the terminal
+                context.load_cert_chain(str(self.cert), str(self.key) if self.key else None, self._passphrase)
+        except (OSError, ssl.SSLError) as error:
+            files = ", ".join(str(file) for file in (self.ca, self.cert, self.key) if file)
+            reason = getattr(error, "reason", None) or error.strerror or error
+            why = str(reason).replace("_", " ").lower()
+            raise BrokerError(f"{self.shown}: cannot use the certificates {files}: {why}") from error
+        return context
+
+    def _passphrase(self) -> str:
+        if self.key_password is None:
+            raise BrokerError(f"{self.shown}: the key {self.key or self.cert} is encrypted; give key_password:")
+        return self.key_password
+
 
 def parse(settings: BrokerSettings) -> Place:
     """The place that *settings* names. Raises :class:`BrokerError` for what cannot work; no I/O."""
@@ -83,42 +104,62 @@ def parse(settings: BrokerSettings) -> Place:
     # the last @ ends the credentials, so that a password that nobody escaped still works
     credentials, at, location = rest.rpartition("@")
     location, _, query = location.partition("?")
-    address, _, vhost = location.partition("/")
+    address, _, path = location.partition("/")
     host, port = _address(address, where, tls=tls)
     user, colon, password = credentials.partition(":")
-    options: dict[str, Any] = {}
-    for source in (dict(parse_qsl(query, keep_blank_values=True)), settings.options):
-        for name, value in source.items():
-            if name not in OPTIONS:
-                raise BrokerError(f"{where}: unknown option {name!r}; there are {', '.join(OPTIONS)}")
-            options[name] = value
+    options = _options(dict(parse_qsl(query, keep_blank_values=True)), settings.options, where)
     declare = options.get("declare", "missing")
     if declare not in ("missing", "never"):
         raise BrokerError(f"{where}: declare must be 'missing' or 'never', not {declare!r}")
     queue_type = options.get("queue_type", "quorum")
     if queue_type not in ("quorum", "classic"):
         raise BrokerError(f"{where}: queue_type must be 'quorum' or 'classic', not {queue_type!r}")
-    if not tls and (wrong := [name for name in ("ca", "cert", "key", "server_name") if name in options]):
+    if not tls and (wrong := [name for name in _TLS if name in options]):
         raise BrokerError(f"{where}: {wrong[0]} is for TLS; write amqps:// or remove it")
     if "key" in options and "cert" not in options:
         raise BrokerError(f"{where}: key without cert; give the client certificate too")
+    for name, twice in (("username", at and user), ("password", colon), ("vhost", path)):
+        if twice and name in options:
+            raise BrokerError(f"{where}: {name} stands in the URL and beside it; remove one of them")
+    user = options.get("username") or (unquote(user) if at and user else "guest")
+    vhost = options.get("vhost") or unquote(path) or "/"
+    if "username" in options or "vhost" in options:
+        secret = ":***" if colon or "password" in options else ""
+        shown = f"{scheme}://{quote(user, safe='')}{secret}@{address}/{quote(vhost, safe='') if vhost != '/' else ''}"
     return Place(
         shown=shown,
         host=host,
         port=port,
-        vhost=unquote(vhost) or "/",
-        user=unquote(user) if at else "guest",
-        password=unquote(password) if colon else "guest",
+        vhost=vhost,
+        user=user,
+        password=options.get("password", unquote(password) if colon else "guest"),
         tls=tls,
         ca=_file(options, "ca", settings),
         cert=_file(options, "cert", settings),
         key=_file(options, "key", settings),
-        server_name=options.get("server_name"),
+        key_password=options.get("key_password"),
+        server_name=options.get("server_name") or None,
         heartbeat=int(_number(options, "heartbeat", 30, where)),
         connect_timeout=_number(options, "connect_timeout", 10, where),
         queue_type=queue_type,
         declare=declare,
     )
+
+
+def _options(query: dict[str, str], beside: dict[str, Any], where: str) -> dict[str, Any]:
+    """The options of the URL's query and those beside it, which win. No value is shown: any may be a secret."""
+    for name in query:
+        if name in LITERAL:
+            raise BrokerError(f"{where}: {name} is no option of the URL's query; {FORM}, or write {name}: beside url:")
+    for name in (*query, *beside):
+        if name not in OPTIONS and name not in LITERAL:
+            raise BrokerError(f"{where}: unknown option {name!r}; there are {', '.join((*OPTIONS, *LITERAL))}")
+    options = {**query, **{name: value for name, value in beside.items() if value is not None}}
+    for name in _TEXTS:
+        # YAML makes numbers of 0815 and 1e3, and nobody's password is true
+        if name in options and not isinstance(options[name], str):
+            raise BrokerError(f"{where}: {name} must be text; put it in quotes")
+    return options
 
 
 def _address(text: str, where: str, *, tls: bool) -> tuple[str, int]:

@@ -40,6 +40,10 @@ class BrokerSettings(msgspec.Struct, frozen=True):
     #: Further keys of the broker's mapping in queues.yaml, for the adapter to check.
     options: dict[str, Any] = {}
 
+    def __repr__(self) -> str:
+        # it stands in tracebacks and logs of other people's tools, and any option may be a secret
+        return f"BrokerSettings(name={self.name!r}, url={masked(self.url)!r}, options={sorted(self.options)})"
+
 
 class QueueSpec(msgspec.Struct, frozen=True):
     """What an adapter must know of a queue to create and serve it."""

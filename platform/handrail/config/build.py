@@ -557,19 +557,20 @@ def _unfilled(value: Any) -> Any:
 
 
 def _option(key: str, value: Any) -> Any:
-    """A value that only an adapter knows, as plain data; a variable without quotes may be a number, but a secret never is."""
+    """A value that only an adapter knows, as plain data; a variable without quotes may be a number, but never one of _TEXTS."""
     if isinstance(value, dict):
         return {name: _option(name, item) for name, item in value.items()}
     if isinstance(value, list):
         return [_option(key, item) for item in value]
     if value is BLANK:
         return None
-    if isinstance(value, Filled) and not value.quoted and not any(word in key.lower() for word in _SECRETS):
+    if isinstance(value, Filled) and not value.quoted and not any(word in key.lower() for word in _TEXTS):
         value = resolved(value)
     return _unfilled(value)
 
 
-_SECRETS = ("pass", "secret", "token", "key", "user")
+#: In the names of options that are always texts: secrets, and names of people and places.
+_TEXTS = ("pass", "secret", "token", "key", "user", "vhost", "server_name")
 
 
 def _dead_letter(name: str, given: str | bool) -> str | None:

@@ -43,6 +43,50 @@ def test_credentials_may_hold_anything(url: str, user: str, password: str, vhost
     assert (found.user, found.password, found.vhost, found.host) == (user, password, vhost, "h")
 
 
+@pytest.mark.parametrize("text", ["p%40ss", "a@b/c:d#e?f g", "Grüße", "100%", "'\"{}$&\\"])
+def test_beside_the_url_nothing_is_encoded(text: str) -> None:
+    """`username:`, `password:` and `vhost:` of the mapping are taken as they are."""
+    found = place("amqp://h:5673", username=text, password=text, vhost=text)
+
+    assert (found.user, found.password, found.vhost) == (text, text, text)
+    assert (found.host, found.port) == ("h", 5673)
+
+
+def test_what_stands_beside_the_url_completes_it() -> None:
+    """The user may stand in the URL and the password beside it; what people see names both, the secret masked."""
+    found = place("amqp://app@h/shop", password="s3cr@t")
+
+    assert (found.user, found.password, found.vhost) == ("app", "s3cr@t", "shop")
+    assert place("amqp://h", username="a@b", password="s3cret", vhost="v/h").shown == "amqp://a%40b:***@h/v%2Fh"
+
+
+def test_secrets_come_from_files_and_variables_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`${file:…}` gives a password without its last line break; one that looks like a number stays the text it is."""
+    monkeypatch.setenv("RABBIT_USER", "0815")
+    (tmp_path / "secret").write_text("p%40:/#? ä\n")
+    (tmp_path / "queues.yaml").write_text(
+        "broker:\n  url: amqp://h\n  username: ${RABBIT_USER}\n  password: ${file:secret}\n  vhost: ${RABBIT_USER}\n"
+        "queues: {a: {}}\n"
+    )
+
+    found = parse(config.load(tmp_path / "queues.yaml").brokers["default"])
+
+    assert (found.user, found.password, found.vhost) == ("0815", "p%40:/#? ä", "0815")
+
+
+def test_no_representation_shows_a_secret() -> None:
+    """What ends up in somebody's log or traceback by `repr` names neither the password nor what any option holds."""
+    settings = BrokerSettings(
+        name="default", url="amqp://app:geheim@h", root="/project", options={"key_password": "geheim"}
+    )
+    beside = BrokerSettings(name="default", url="amqp://h", root="/project", options={"password": "geheim"})
+
+    shown = f"{settings!r} {beside!r} {parse(beside)!r} {parse(beside).parameters()!r}"
+
+    assert "geheim" not in shown
+    assert "amqp://app:***@h" in shown
+
+
 @given(st.text(min_size=1, alphabet=st.characters(codec="utf-8", exclude_characters="*", exclude_categories=["Cs"])))
 def test_no_password_is_shown(password: str) -> None:
     """Whatever the password holds, nothing of it stands in what people see."""
@@ -63,6 +107,12 @@ def test_no_password_is_shown(password: str) -> None:
         ("amqp://h", {"heartbeat": "soon"}, "heartbeat must be a number"),
         ("amqp://h?ca=x.pem", {}, "write amqps://"),
         ("amqps://h?key=x.pem", {}, "key without cert"),
+        ("amqp://h", {"key_password": "geheim"}, "key_password is for TLS"),
+        ("amqp://h?password=geheim", {}, "password is no option of the URL's query; use amqp://user:password@host"),
+        ("amqp://u:geheim@h", {"password": "geheim"}, "password stands in the URL and beside it"),
+        ("amqp://u@h", {"username": "u"}, "username stands in the URL and beside it"),
+        ("amqp://h/shop", {"vhost": "shop"}, "vhost stands in the URL and beside it"),
+        ("amqp://h", {"password": 815}, "password must be text; put it in quotes"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(url: str, options: dict[str, Any], text: str) -> None:
@@ -71,6 +121,7 @@ def test_what_cannot_work_is_said_in_one_line(url: str, options: dict[str, Any],
         place(url, **options)
 
     assert "\n" not in str(caught.value)
+    assert "geheim" not in str(caught.value)
 
 
 def test_the_type_of_a_queue_comes_from_its_own_key_then_the_broker(tmp_path: Path) -> None:
@@ -98,10 +149,14 @@ def test_certificates_lie_in_the_project() -> None:
     assert found.server_name == "rabbit"
 
 
-def test_a_certificate_that_cannot_be_read_is_named() -> None:
-    """The error names the file."""
-    with pytest.raises(BrokerError, match=r"tls/ca\.pem"):
+def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """The error names the option and the file, whether it is missing or no certificate."""
+    (tmp_path / "ca.pem").write_text("no certificate")
+
+    with pytest.raises(BrokerError, match=r"ca: there is no file /project/tls/ca\.pem"):
         place("amqps://h?ca=tls/ca.pem").parameters()
+    with pytest.raises(BrokerError, match=r"cannot use the certificates .*/ca\.pem: "):
+        place(f"amqps://h?ca={tmp_path}/ca.pem").parameters()
 
 
 async def refusal(url: str) -> str:
