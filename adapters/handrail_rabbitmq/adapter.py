@@ -33,7 +33,7 @@ from handrail.message import Message
 from handrail_rabbitmq import place
 from handrail_rabbitmq.consuming import AGAIN, LOST, MOVING, OPEN, Finished, Intake
 from handrail_rabbitmq.deaths import Deaths
-from handrail_rabbitmq.link import Channel, GoneError, Link, Notice
+from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link, Notice
 from handrail_rabbitmq.looking import Looking
 from handrail_rabbitmq.names import HEAD
 from handrail_rabbitmq.publishing import Item, Publisher
@@ -91,6 +91,8 @@ class RabbitMQAdapter:
         self._links: list[Link] = []
         self._specs: dict[str, QueueSpec] = {}
         self._intakes: list[Intake] = []
+        # those whose channel the server closed, until they have another
+        self._beginning: set[Intake] = set()
         #: What a server that came back refused, empty when nothing.
         self._fault = ""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -305,8 +307,15 @@ class RabbitMQAdapter:
             try:
                 await self._begin(intake)
                 await intake.settled_in()
-            except GoneError as error:
-                log.debug("will subscribe with the next connection", queue=queue.name, reason=str(error))
+            except (GoneError, BrokerError) as error:
+                refused = not isinstance(error, GoneError) or error.code == FORBIDDEN
+                if self._link.up and refused:
+                    intake.cancelled = True
+                    self._intakes.remove(intake)
+                    raise self._topology.refusal(error) if isinstance(error, GoneError) else error from error
+                log.debug("not subscribed yet", queue=queue.name, reason=str(error))
+                if self._link.up:  # otherwise it comes with the next connection
+                    self._spawn(self._again(intake))
         return intake
 
     async def _begin(self, intake: Intake) -> None:
@@ -363,23 +372,34 @@ class RabbitMQAdapter:
             self._spawn(self._again(intake))
 
     async def _again(self, intake: Intake) -> None:
-        pause = AGAIN
-        while self._open and not intake.cancelled:
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
-            if not self._link.up or intake.channel is not None:
-                return
-            try:
-                self._topology.forget()
-                await self._topology.declare([intake.spec])
-                await self._begin(intake)
-            except (GoneError, BrokerError) as error:
-                if str(error) != self._fault:
-                    self._fault = str(error)
-                    log.error("cannot subscribe", queue=intake.spec.name, reason=str(error))
-                continue
-            self._fault = ""
+        if intake in self._beginning:
             return
+        self._beginning.add(intake)
+        pause = AGAIN
+        try:
+            while self._open and not intake.cancelled:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
+                if not self._link.up or intake.channel is not None:
+                    return
+                try:
+                    self._topology.forget()
+                    await self._topology.declare([intake.spec])
+                    await self._begin(intake)
+                    await intake.settled_in()
+                except (GoneError, BrokerError) as failure:
+                    error = str(failure)
+                    if isinstance(failure, GoneError) and failure.code == FORBIDDEN:
+                        error = str(self._topology.refusal(failure))
+                    if error != self._fault:
+                        self._fault = error
+                        log.error("cannot subscribe", queue=intake.spec.name, reason=error)
+                    continue
+                if intake.channel is not None:
+                    self._fault = ""
+                    return
+        finally:
+            self._beginning.discard(intake)
 
     def _undue(self, delivery: Delivery) -> bool:
         """Put a delivery back that is not due: its delay was longer than the delays reach."""

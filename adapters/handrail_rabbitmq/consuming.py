@@ -21,7 +21,7 @@ from handrail.adapter import Deliver, Delivery, Lost, QueueSpec
 from handrail.logger import get_logger
 from handrail.message import DEFAULT_PRIORITY
 from handrail_rabbitmq import wire
-from handrail_rabbitmq.link import Channel, GoneError, Link
+from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link
 from handrail_rabbitmq.names import HEAD, level_queue
 
 log = get_logger("handrail.rabbitmq")
@@ -121,6 +121,8 @@ class Intake:
         self._nacked: set[int] = set()
         self.paused = False
         self.cancelled = False
+        # what the server said when it closed the channel because the user has no right to consume
+        self._forbidden = ""
         #: When something last came, on the loop's clock.
         self.came = self._loop.time()
         # the first of the looks, without a break, that saw messages wait in vain; and how long that was at the last one
@@ -176,18 +178,23 @@ class Intake:
         channel.raw.add_on_cancel_callback(self._on_cancelled_by_server)
         self.channel = channel
         self.came = self._loop.time()
+        self._forbidden = ""
         self._kick()
 
     async def settled_in(self) -> None:
-        """Returns when the consumers are as they should be."""
+        """Returns when the consumers are as they should be. Raises :class:`GoneError` when the user may not consume."""
         while self._worker is not None:
             await asyncio.shield(self._worker)
+        if self._forbidden:
+            raise GoneError(self._forbidden, FORBIDDEN)
 
     def _gone(self, channel: Channel) -> None:
         """The channel is gone: nothing that came on it is ours any more."""
         if self.channel is not channel:
             return
         self.channel = None
+        if channel.code == FORBIDDEN:
+            self._forbidden = channel.reason or ""
         lost = list(self.held.values())
         for delivery in (*lost, *self._hidden, *self._arrived):
             delivery.tag.state = LOST

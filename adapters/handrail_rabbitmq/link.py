@@ -30,8 +30,17 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 PING_EVERY, SILENCE = 2.0, 6.0
 
 
+#: The server's code for what the user has no right to.
+FORBIDDEN = 403
+
+
 class GoneError(Exception):
     """The channel or the connection is gone; what was asked on it may or may not have been done."""
+
+    def __init__(self, reason: str, code: int = 0) -> None:
+        super().__init__(reason)
+        #: The server's code, when the server closed the channel.
+        self.code = code
 
 
 class _Connection(AsyncioConnection):  # type: ignore[misc,unused-ignore]
@@ -75,7 +84,7 @@ class Channel:
     def begin(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> asyncio.Future[Any]:
         """As :meth:`ask`, without waiting: the future gives the answer's frame."""
         if self.reason is not None:
-            raise GoneError(self.reason)
+            raise GoneError(self.reason, self.code)
         future = asyncio.get_running_loop().create_future()
 
         def answered(frame: Any) -> None:
@@ -93,7 +102,7 @@ class Channel:
     def tell(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Call a method of the raw channel that has no answer."""
         if self.reason is not None:
-            raise GoneError(self.reason)
+            raise GoneError(self.reason, self.code)
         try:
             method(*args, **kwargs)
         except exceptions.AMQPError as error:
@@ -115,7 +124,7 @@ class Channel:
         self.reason = reason
         for future in list(self._asked):
             if not future.done():
-                future.set_exception(GoneError(reason))
+                future.set_exception(GoneError(reason, self.code))
                 future.exception()  # nobody may be waiting any more
         if self.on_close is not None:
             self.on_close()
@@ -420,6 +429,24 @@ def said(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+#: What the other side says before it ends a TLS connection.
+_ALERT = re.compile(r"\[SSL: (\w+)\]")
+#: OpenSSL's numbers for a certificate that is for another host name or address.
+_OTHER_NAME = (62, 64)
+
+
+def _refused_by_tls(reason: str, where: str, place: Place) -> BrokerError:
+    """*reason* in OpenSSL's words: ``TLSV13_ALERT_CERTIFICATE_REQUIRED``; empty when the connection just ended."""
+    if "WRONG_VERSION" in reason:
+        return _RefusedError(f"what answers on {where} does not speak TLS; check the port, or write amqp://")
+    if place.cert is None and (not reason or "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason):
+        return _RefusedError(f"{where} refuses clients without a certificate; give one by cert= and key=")
+    if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
+        said_ = reason.partition("ALERT_")[2].replace("_", " ").lower()
+        return _RefusedError(f"{where} does not accept the client's certificate {place.cert}: {said_}")
+    return _RefusedError(f"no TLS connection to {where}: {reason.replace('_', ' ').lower() or 'the server ended it'}")
+
+
 def why_not(error: BaseException, place: Place) -> BrokerError:
     """Why no connection came about, and what to do."""
     if isinstance(error, exceptions.ProbableAuthenticationError | exceptions.AuthenticationError):
@@ -431,24 +458,30 @@ def why_not(error: BaseException, place: Place) -> BrokerError:
         elif "limit" in str(error):
             return BrokerError("the server takes no more connections for this virtual host or user")
         return _RefusedError(f"{why}; rabbitmqctl add_vhost and set_permissions make one")
+    where = f"{place.host}:{place.port}"
     if isinstance(error, exceptions.IncompatibleProtocolError):
-        return _RefusedError("what answers there does not speak AMQP 0-9-1; check host and port")
+        # TLS 1.3 refuses a client's certificate only after the handshake, and pika keeps nothing of it but the text
+        if place.tls:
+            alert = _ALERT.search(str(error))
+            return _refused_by_tls(alert[1] if alert else "", where, place)
+        return _RefusedError(
+            "what answers there does not speak AMQP 0-9-1; check host and port, or is it for amqps://?"
+        )
     cause: BaseException = error
     while True:
         inner = getattr(cause, "exceptions", None) or [getattr(cause, "exception", None) or (cause.args or [None])[0]]
         if not isinstance(inner[-1], BaseException):
             break
         cause = inner[-1]
-    where = f"{place.host}:{place.port}"
     if isinstance(cause, ConnectionRefusedError):
         return BrokerError(f"nothing listens on {where}; start the server, or correct host and port in the URL")
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return _RefusedError(
-            f"the server's certificate is not trusted: {cause.verify_message}; give ca= or server_name="
-        )
+        why = cause.verify_message.rstrip(".")
+        if cause.verify_code in _OTHER_NAME:
+            return _RefusedError(f"the server's certificate is not for {where}: {why}; give server_name=")
+        return _RefusedError(f"the server's certificate is not trusted: {why}; give its authority by ca=")
     if isinstance(cause, ssl.SSLError):
-        hint = "; is it a port for TLS?" if "WRONG_VERSION" in str(cause) else ""
-        return _RefusedError(f"no TLS connection to {where}: {cause.reason or cause}{hint}")
+        return _refused_by_tls(str(cause.reason or cause), where, place)
     if isinstance(cause, OSError) and cause.strerror:
         return BrokerError(f"cannot connect to {where}: {cause.strerror}")
     if isinstance(cause, TimeoutError | connection_workflow.AMQPConnectorStackTimeout):

@@ -14,7 +14,7 @@ from handrail.errors import BrokerError, SendError, SendTimeoutError
 from handrail.logger import get_logger
 from handrail.message import Message, new_id
 from handrail_rabbitmq import names, wire
-from handrail_rabbitmq.link import Channel, GoneError, Link
+from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link
 from handrail_rabbitmq.topology import Topology
 
 log = get_logger("handrail.rabbitmq")
@@ -81,6 +81,8 @@ class Publisher:
         self._making: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        # why the channel last closed, until the server confirms something: said once
+        self._told: str | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -110,6 +112,9 @@ class Publisher:
                 # it was deleted: offering this again would close the next channel, too
                 item.done(item, SendError(f"{self._link.place.shown}: the channel closed: {channel.reason}"))
                 continue
+            if channel.code == FORBIDDEN and f"'{item.exchange or 'amq.default'}'" in (channel.reason or ""):
+                item.done(item, SendError(str(self._topology.refusal(GoneError(channel.reason or "", FORBIDDEN)))))
+                continue
             if not (item.fixed or item.sure):
                 item.exchange = item.key = ""
                 if item.properties is not None:
@@ -117,9 +122,11 @@ class Publisher:
             self._waiting.appendleft(item)
         if self._link.up and not self._closed:
             # the channel alone: an exchange that was deleted under us closes it
-            log.warning(
-                "publishing channel closed; opening another", broker=self._link.place.shown, reason=channel.reason
-            )
+            if channel.reason != self._told:
+                log.warning(
+                    "publishing channel closed; opening another", broker=self._link.place.shown, reason=channel.reason
+                )
+            self._told = channel.reason
             self._loop.call_later(AGAIN, self._begin_again)
 
     def _begin_again(self) -> None:
@@ -365,6 +372,7 @@ class Publisher:
         method = frame.method
         tag, sent = method.delivery_tag, self._sent
         refused = method.NAME == "Basic.Nack"
+        self._told = None
         if method.multiple:
             numbers = [number for number in range(self._low, tag + 1) if number in sent]
             self._low = tag + 1

@@ -19,7 +19,7 @@ from handrail.adapter import QueueSpec
 from handrail.errors import BrokerError
 from handrail.logger import get_logger
 from handrail.message import DEFAULT_PRIORITY
-from handrail_rabbitmq.link import Channel, GoneError, Link
+from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link
 from handrail_rabbitmq.names import HEAD, Hop, Names, level_queue
 from handrail_rabbitmq.place import Place
 
@@ -75,11 +75,12 @@ class Topology:
         try:
             yield channel
         except GoneError as error:
-            raise self._refusal(error, channel) from error
+            raise self.refusal(error) from error
         finally:
             channel.close()
 
-    def _refusal(self, error: GoneError, channel: Channel) -> BrokerError:
+    def refusal(self, error: GoneError) -> BrokerError:
+        """What the server refused, and what to do."""
         text = str(error)
         if found := _INEQUIVALENT.search(text):
             name, queue = found["name"], found["queue"]
@@ -88,7 +89,7 @@ class Topology:
                 f"{self.place.shown}: {found['kind']} {queue!r} exists with {name} {theirs}, but handrail asks for {ours}; "
                 "delete it, set queue_type to what it is, or take it as it is with `declare: never`"
             )
-        if channel.code == 403:
+        if error.code == FORBIDDEN:
             return BrokerError(f"{self.place.shown}: {text}; grant it with rabbitmqctl set_permissions")
         return BrokerError(f"{self.place.shown}: {text}")
 
