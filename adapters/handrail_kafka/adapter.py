@@ -38,7 +38,7 @@ from handrail_kafka.cluster import Cluster
 from handrail_kafka.control import Control
 from handrail_kafka.deaths import Deaths
 from handrail_kafka.delays import Forwarder
-from handrail_kafka.intake import Intake, Tag
+from handrail_kafka.intake import Intake, Tag, counts_of
 from handrail_kafka.names import Names
 from handrail_kafka.options import Options, of_queue, parse
 from handrail_kafka.outbox import Outbox
@@ -65,6 +65,8 @@ _CAPABILITIES: Mapping[Capability, bool | str] = {
     Capability.LIFO: "among the messages fetched ahead",
     Capability.HEAD: "up to 40 messages a partition; more go to the tail",
     Capability.FIFO: "within a partition (`partitions: 1`, or one `key`)",
+    Capability.BY_KEY: "within one priority",
+    Capability.BY_PARTITION: "within one priority",
     Capability.DEAD_LETTERS: True,
     Capability.PEEK: True,
     Capability.PURGE: True,
@@ -73,6 +75,7 @@ _CAPABILITIES: Mapping[Capability, bool | str] = {
     Capability.DEAD_WORKER: "after `session_timeout` (10 s)",
     Capability.PROCESSES: "as many as the topic has partitions",
     Capability.MACHINES: "as many as the topic has partitions",
+    Capability.FAIR: "no; each worker has partitions of its own",
     Capability.FOREIGN: True,
 }
 
@@ -94,6 +97,7 @@ class KafkaAdapter:
         able = dict(_CAPABILITIES)
         able[Capability.FIFO] = alone
         able[Capability.DEAD_WORKER] = False  # after `session_timeout`, not at once
+        able[Capability.FAIR] = False
         if alone:
             able[Capability.PROCESSES] = False
         self.capabilities = able
@@ -474,8 +478,11 @@ class _Core:
             if not tag.alive or tag.part.lost:
                 refused.append(one)
                 continue
-            tag.alive = False
             intake = tag.level.intake
+            if one.verb is Verb.HOLD:
+                self._hold(one, marked)
+                continue
+            tag.alive = False
             if one.verb is Verb.RELEASE and one.message is None:
                 del tag.part.held[tag.offset]
                 tag.level.intake.put_back(tag)
@@ -511,17 +518,30 @@ class _Core:
         tag: Tag = one.delivery.tag
         message, part = one.message, tag.part
         before = one.delivery.message
-        if message is None or len(part.counts) >= MOST_COUNTS:
+        if message is None:
             return False
-        counts = {"attempts": before.attempts, "starts": before.starts, "crashes": before.crashes}
-        if msgspec.structs.replace(message, **counts) != before:
-            return False
+        if not tag.level.intake.ordered:
+            if len(part.counts) >= MOST_COUNTS:
+                return False
+            counts = {"attempts": before.attempts, "starts": before.starts, "crashes": before.crashes}
+            if msgspec.structs.replace(message, **counts) != before:
+                return False
         part.held.pop(tag.offset, None)
-        part.counts[tag.offset] = message.attempts, message.starts, message.crashes
+        part.counts[tag.offset] = counts_of(message)
         part.marks += 1
         part.dirty = True
         tag.level.intake.put_back(tag)
         return True
+
+    @staticmethod
+    def _hold(one: Settlement, marked: list[tuple[Settlement, Part, int]]) -> None:
+        """It stays where it is, in hand and in the log; its counts go beside the watermark."""
+        part, offset = one.delivery.tag.part, one.delivery.tag.offset
+        if one.message is not None:
+            part.counts[offset] = counts_of(one.message)
+        part.marks += 1
+        part.dirty = True
+        marked.append((one, part, part.marks))
 
     @staticmethod
     def _mark(one: Settlement, marked: list[tuple[Settlement, Part, int]], intakes: dict[Intake, int]) -> None:

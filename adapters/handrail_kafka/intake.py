@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -15,12 +16,12 @@ from aiokafka import ConsumerRecord
 
 from handrail.adapter import Deliver, Delivery, Lost, QueueSpec
 from handrail.logger import get_logger
-from handrail.message import DEFAULT_PRIORITY
+from handrail.message import DEFAULT_PRIORITY, Message
 from handrail_kafka import wire
 from handrail_kafka.cluster import Cluster
 from handrail_kafka.deaths import Deaths
 from handrail_kafka.options import TopicOptions
-from handrail_kafka.progress import MOST_COUNTS
+from handrail_kafka.progress import MOST_COUNTS, Counts
 from handrail_kafka.reader import Part, Reader
 
 log = get_logger("handrail.kafka")
@@ -43,6 +44,18 @@ class Tag:
         self.record = record
         #: Not settled yet.
         self.alive = True
+
+
+def counts_of(message: Message) -> Counts:
+    """What of *message* changes while it lies in its place."""
+    due = 0 if message.due is None else math.ceil(message.due * 1000)
+    return message.attempts, message.starts, message.crashes, due
+
+
+def put_counts(message: Message, counts: Counts) -> None:
+    message.attempts, message.starts, message.crashes, due = counts
+    if due:
+        message.due = due / 1000
 
 
 class Level:
@@ -188,6 +201,11 @@ class Intake:
                 level.reader.poke()
 
     @property
+    def ordered(self) -> bool:
+        """Whether messages of a sequence must keep their places, come what may."""
+        return self.spec.order in ("key", "partition")
+
+    @property
     def trouble(self) -> str:
         return next((level.reader.trouble for level in self.levels if level.reader and level.reader.trouble), "")
 
@@ -210,13 +228,15 @@ class Intake:
                 part, record = found
                 message = wire.message_of(record, name)
                 if part.counts and record.offset in part.counts:
-                    message.attempts, message.starts, message.crashes = part.counts[record.offset]
+                    put_counts(message, part.counts[record.offset])
                 if part.suspects and record.offset < part.suspect_below and message.id in part.suspects:
                     message.crashes = max(message.crashes, part.suspects.pop(message.id) + 1)
-                    if len(part.counts) < MOST_COUNTS:
-                        part.counts[record.offset] = message.attempts, message.starts, message.crashes
+                    if len(part.counts) < MOST_COUNTS or self.ordered:
+                        part.counts[record.offset] = counts_of(message)
                         part.dirty = True
                 delivery = Delivery(message, Tag(level, part, record))
+                if self.ordered:
+                    delivery.sequence = part.tp if self.spec.order == "partition" else record.key
                 part.held[record.offset] = delivery
                 batch.append(delivery)
                 free -= 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import heapq
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -22,13 +23,20 @@ FULL = 3000
 #: A span of this many offsets always fits: its bitmap is 2000 bytes, 2500 in base85.
 SAFE_SPAN = 16_000
 
-#: Messages whose counts are kept beside the map; more are given back through the topic's tail.
+#: Messages whose counts are kept beside the map; more are given back through the topic's tail, where order allows.
 MOST_COUNTS = 40
+#: Characters that counts may take. Where a queue keeps order and more are given back or wait in place, the highest find room:
+#: about a hundred. The others have their former counts after this worker's death.
+COUNTS_ROOM = 800
 #: Messages in hand that are named, so that others do not list them as waiting; of more only the number is told.
 MOST_HELD = 64
 
-_MARK = "hr1"
+_MARK = "hr2"
 _RUNS = re.compile(rb"\x01+|\x00+")
+
+
+#: Attempts, starts and crashes of a message, and when its next attempt is due: Unix time in milliseconds, 0 for at once.
+Counts = tuple[int, int, int, int]
 
 
 class Stand(msgspec.Struct, frozen=True):
@@ -44,8 +52,8 @@ class Stand(msgspec.Struct, frozen=True):
     held_at: tuple[int, ...] = ()
     #: The topic was made by handrail, so that its space may be reclaimed.
     ours: bool = False
-    #: Counts of messages that were given back where they lie: offset, attempts, starts, crashes.
-    counts: tuple[tuple[int, int, int, int], ...] = ()
+    #: By offset, of messages that were given back where they lie, or wait there for their next attempt; ascending.
+    counts: tuple[tuple[int, Counts], ...] = ()
     #: Path of the board of the worker that wrote it, for those who learn of its death.
     board: str = ""
 
@@ -58,12 +66,13 @@ class Stand(msgspec.Struct, frozen=True):
 def encode(stand: Stand) -> tuple[int, str]:
     """The commit that says *stand*. A map that does not fit is left out from its end: at worst something is repeated."""
     beyond = stand.beyond
-    counts = ",".join(f"{at - stand.watermark}.{a}.{s}.{c}" for at, a, s, c in stand.counts[:MOST_COUNTS])
+    counts = _encode_counts(stand) if stand.counts else ""
     board = quote(stand.board) if len(stand.board) < 300 else ""
     held = ".".join(str(at - stand.watermark) for at in stand.held_at[:MOST_HELD])
-    head = f"{_MARK};{stand.watermark};{stand.held}{':' if held else ''}{held};{'o' if stand.ours else '-'};{counts};{board};"
+    head = f"{stand.watermark};{stand.held}{':' if held else ''}{held};{'o' if stand.ours else '-'};{counts};{board};"
     while True:
         text = head + _encode_map(beyond)
+        text = f"{_MARK};{zlib.crc32(text.encode()):x};{text}"
         if len(text) <= METADATA_LIMIT:
             return stand.watermark, text
         beyond = beyond[: len(beyond) * 3 // 4].rstrip(b"\x00")
@@ -81,7 +90,55 @@ def _encode_map(beyond: bytes) -> str:
         for other_mode, other in (("r", runs), ("s", zlib.compress(runs)), ("c", zlib.compress(bitmap))):
             if len(other) < len(data):
                 mode, data = other_mode, other
-    return f"{mode};{len(beyond)};{zlib.crc32(beyond):x};{base64.b85encode(data).decode()}"
+    return f"{mode};{len(beyond)};{base64.b85encode(data).decode()}"
+
+
+def _encode_counts(stand: Stand) -> str:
+    """The counts as offset, what is known, and that; of too many those that are worth the most."""
+    kept = stand.counts
+    most = COUNTS_ROOM // 4
+    if len(kept) > most:
+        kept = tuple(heapq.nlargest(most, kept, key=lambda one: (one[1][2], one[1][0], one[1][1])))
+    while True:
+        text = base64.urlsafe_b64encode(_varints(_numbers(stand.watermark, sorted(kept)))).decode().rstrip("=")
+        if len(text) <= COUNTS_ROOM:
+            return text
+        kept = kept[: len(kept) * 3 // 4]
+
+
+def _numbers(watermark: int, counts: Sequence[tuple[int, Counts]]) -> Iterable[int]:
+    dues = [due for _at, (_attempts, _starts, _crashes, due) in counts if due]
+    first = min(dues, default=0)
+    yield first
+    before = watermark
+    for at, (attempts, starts, crashes, due) in counts:
+        yield at - before
+        before = at
+        # mostly there is a number of attempts and as many starts
+        yield attempts << 3 | (starts != attempts) << 2 | (crashes > 0) << 1 | (due > 0)
+        if starts != attempts:
+            yield starts
+        if crashes:
+            yield crashes
+        if due:
+            yield due - first
+
+
+def _decode_counts(text: str, watermark: int) -> tuple[tuple[int, Counts], ...]:
+    if not text:
+        return ()
+    numbers = iter(_lengths(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))))
+    first = next(numbers, 0)
+    found = []
+    at = watermark
+    for step in numbers:
+        at += step
+        known = next(numbers)
+        attempts = known >> 3
+        starts = next(numbers) if known & 4 else attempts
+        crashes = next(numbers) if known & 2 else 0
+        found.append((at, (attempts, starts, crashes, first + next(numbers) if known & 1 else 0)))
+    return tuple(found)
 
 
 def decode(offset: int, text: str) -> tuple[Stand, str]:
@@ -91,31 +148,27 @@ def decode(offset: int, text: str) -> tuple[Stand, str]:
     """
     if not text:
         return Stand(offset), ""
-    parts = text.split(";", 9)
-    if parts[0] != _MARK:
+    mark, _, rest = text.partition(";")
+    check, _, rest = rest.partition(";")
+    if mark != _MARK:
         return Stand(offset), "its metadata was not written by handrail"
+    if check != f"{zlib.crc32(rest.encode()):x}":
+        return Stand(offset), "its metadata is damaged"
+    parts = [mark, *rest.split(";", 7)]
     try:
         base, ours = int(parts[1]), parts[3] == "o"
         number, _, places = parts[2].partition(":")
         held, held_at = int(number), tuple(base + int(place) for place in places.split(".")) if places else ()
         if base != offset:
             return Stand(offset), f"its metadata was written for offset {base}"
-        counts = tuple(_counts(entry, base) for entry in parts[4].split(",")) if parts[4] else ()
+        counts = _decode_counts(parts[4], base)
         stand = Stand(offset, b"", held, held_at, ours, counts, unquote(parts[5]))
         if parts[6] == "":
             return stand, ""
-        mode, count, check, data = parts[6], int(parts[7]), int(parts[8], 16), base64.b85decode(parts[9])
-        beyond = _decode_map(mode, count, data)
-    except (ValueError, IndexError, zlib.error, binascii.Error):
-        return Stand(offset), "its metadata is damaged"
-    if zlib.crc32(beyond) != check:
+        beyond = _decode_map(parts[6], int(parts[7]), base64.b85decode(parts[8]))
+    except (ValueError, IndexError, StopIteration, zlib.error, binascii.Error):
         return Stand(offset), "its metadata is damaged"
     return msgspec.structs.replace(stand, beyond=beyond), ""
-
-
-def _counts(entry: str, base: int) -> tuple[int, int, int, int]:
-    delta, attempts, starts, crashes = (int(number) for number in entry.split("."))
-    return base + delta, attempts, starts, crashes
 
 
 def _decode_map(mode: str, count: int, data: bytes) -> bytes:
@@ -166,7 +219,7 @@ def _lengths(data: bytes) -> Iterable[int]:
     for byte in data:
         number |= (byte & 127) << shift
         shift += 7
-        if shift > 35:
+        if shift > 63:
             raise ValueError("no such number")
         if not byte & 128:
             yield number

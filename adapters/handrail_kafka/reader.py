@@ -22,7 +22,7 @@ from handrail.logger import get_logger
 from handrail_kafka import faults, progress
 from handrail_kafka.cluster import Cluster
 from handrail_kafka.options import LostPosition
-from handrail_kafka.progress import MOST_HELD, SAFE_SPAN, Stand, Tracker
+from handrail_kafka.progress import MOST_HELD, SAFE_SPAN, Counts, Stand, Tracker
 
 log = get_logger("handrail.kafka")
 
@@ -78,8 +78,8 @@ class Part:
         self.full = False
         self.moved_at = time.monotonic()
         self.reclaimed = 0
-        #: Attempts, starts and crashes of messages that were given back where they lie.
-        self.counts: dict[int, tuple[int, int, int]] = {at: (a, s, c) for at, a, s, c in stand.counts}
+        #: Of messages that were given back where they lie, or wait there for their next attempt.
+        self.counts: dict[int, Counts] = dict(stand.counts)
         #: What the worker that had it before was running when it died: id → crashes before. For offsets below the second.
         self.suspects: dict[str, int] = {}
         self.suspect_below = 0
@@ -355,7 +355,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             part.told_held = len(part.held)
             marks.append((part, part.marks))
             tracker = part.tracker
-            counts = tuple((at, *three) for at, three in part.counts.items())
+            counts = tuple(part.counts.items())
             held = tuple(part.held) if len(part.held) <= MOST_HELD else ()
             watermark, text = progress.encode(
                 Stand(tracker.watermark, tracker.beyond(), len(part.held), held, part.ours, counts, self._owner.board)

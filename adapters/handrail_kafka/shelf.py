@@ -18,7 +18,7 @@ from handrail.message import Message
 from handrail_kafka import progress, wire
 from handrail_kafka.cluster import Cluster
 from handrail_kafka.control import Control
-from handrail_kafka.intake import Intake
+from handrail_kafka.intake import Intake, put_counts
 from handrail_kafka.names import Names
 from handrail_kafka.outbox import Outbox
 from handrail_kafka.progress import Stand, Tracker
@@ -45,12 +45,9 @@ class View:
 
     def counted(self, message: Message, offset: int) -> Message:
         """*message* with the counts it was given when it was put back where it lies."""
-        if self.part is not None:
-            three = self.part.counts.get(offset)
-        else:
-            three = next(((a, s, c) for at, a, s, c in self.stand.counts if at == offset), None)
-        if three is not None:
-            message.attempts, message.starts, message.crashes = three
+        counts = self.part.counts if self.part is not None else dict(self.stand.counts)
+        if offset in counts:
+            put_counts(message, counts[offset])
         return message
 
     @property

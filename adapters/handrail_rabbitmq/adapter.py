@@ -60,6 +60,8 @@ _CAPABILITIES: Mapping[Capability, bool | str] = {
     Capability.LIFO: "among the up to 200 messages that a worker has fetched",
     Capability.HEAD: True,
     Capability.FIFO: True,
+    Capability.BY_KEY: False,
+    Capability.BY_PARTITION: False,
     Capability.DEAD_LETTERS: "the newest 10,000 are listed; looking marks them as delivered",
     Capability.PEEK: "the first 10,000; looking takes them from the queue for a moment and marks them as delivered",
     Capability.PURGE: True,
@@ -68,6 +70,7 @@ _CAPABILITIES: Mapping[Capability, bool | str] = {
     Capability.DEAD_WORKER: True,
     Capability.PROCESSES: True,
     Capability.MACHINES: True,
+    Capability.FAIR: True,
     Capability.FOREIGN: True,
 }
 

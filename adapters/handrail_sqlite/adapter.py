@@ -46,6 +46,8 @@ _CAPABILITIES: Mapping[Capability, bool | str] = {
     Capability.LIFO: True,
     Capability.HEAD: True,
     Capability.FIFO: True,
+    Capability.BY_KEY: "while one worker serves the queue",
+    Capability.BY_PARTITION: False,
     Capability.DEAD_LETTERS: True,
     Capability.PEEK: True,
     Capability.PURGE: True,
@@ -54,6 +56,7 @@ _CAPABILITIES: Mapping[Capability, bool | str] = {
     Capability.DEAD_WORKER: True,
     Capability.PROCESSES: True,
     Capability.MACHINES: "one machine: a lock over a network file system proves nothing",
+    Capability.FAIR: True,
     Capability.FOREIGN: False,
 }
 

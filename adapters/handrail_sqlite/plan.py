@@ -46,6 +46,8 @@ class Plan:
         self.given_back: list[tuple[int, int, int, int, int]] = []
         #: Of the two above, those whose queue is newest first; the first of them is to be delivered first.
         self.heads: list[int] = []
+        #: seq, attempts, starts, crashes, due of what stays in hand, or goes back with another due time.
+        self.held: list[tuple[int, int, int, int, int | None]] = []
         #: Names of the queues that moves go to.
         self.names: set[str] = set()
         #: As the statement MOVE takes them, but for the queue, which may be a name before :meth:`resolve`.
@@ -64,7 +66,7 @@ class Plan:
     @property
     def durable(self) -> bool:
         """Whether a power cut must not undo it: what was only acknowledged comes again, but a count or a move stands."""
-        return bool(self.moves or self.given_back)
+        return bool(self.moves or self.given_back or self.held)
 
     def take(self, command: Settle, held: dict[int, Delivery]) -> None:
         """Add *command*, taking its deliveries out of *held*; those that are not there are refused."""
@@ -75,6 +77,9 @@ class Plan:
             tag = delivery.tag
             if not isinstance(tag, Tag) or held.get(tag.seq) is not delivery:
                 command.refused.append(settlement)
+                continue
+            if settlement.verb == Verb.HOLD:
+                self._hold(tag, settlement.message)
                 continue
             del held[tag.seq]
             self.taken.append(delivery)
@@ -95,9 +100,16 @@ class Plan:
         if message is None:
             self.released.append(tag.seq)
         else:
+            if message.due is not None:
+                self._hold(tag, message)
             self.given_back.append((tag.seq, message.attempts, message.starts, message.crashes, 1))
         if tag.subscription.spec.order == "lifo":
             self.heads.append(tag.seq)
+
+    def _hold(self, tag: Tag, message: Message | None) -> None:
+        if message is not None:
+            due = None if message.due is None else rows.micros(message.due)
+            self.held.append((tag.seq, message.attempts, message.starts, message.crashes, due))
 
     def _bare(self, seq: int) -> None:
         self.no_extra.append(seq)

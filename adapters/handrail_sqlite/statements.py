@@ -165,6 +165,11 @@ UPDATE msg SET state = {READY}, owner = NULL,
        attempts = j.value ->> 1, starts = j.value ->> 2, crashes = j.value ->> 3, redelivered = j.value ->> 4
 FROM json_each(?2) AS j WHERE msg.seq = j.value ->> 0 AND +owner = ?1 AND +state = {ACTIVE}
 """
+#: ?2 JSON rows of seq, attempts, starts, crashes, due. It stays with its owner.
+HOLD = f"""
+UPDATE msg SET attempts = j.value ->> 1, starts = j.value ->> 2, crashes = j.value ->> 3, due = j.value ->> 4
+FROM json_each(?2) AS j WHERE msg.seq = j.value ->> 0 AND +owner = ?1 AND +state = {ACTIVE}
+"""
 #: ?2 JSON array of seqs, the first of which shall be delivered first; ?3 the counter. Only for newest first.
 TO_HEAD = "UPDATE msg SET ord = -(?2 - j.key) FROM json_each(?1) AS j WHERE msg.seq = j.value"
 #: ?2 the counter, ?3 JSON rows of seq, queue, state, priority, due, attempts, starts, crashes, size, more, id.

@@ -315,6 +315,9 @@ class Store:
             raise apsw.CorruptError("bodies do not have the sizes that were stored with them")
         if extended:
             self._complete({delivery.tag.seq: delivery.message for delivery in deliveries if delivery.tag.more})
+            if subscription.spec.order == "key":
+                for delivery in deliveries:
+                    delivery.sequence = delivery.message.key
         self._count(queue, sql.READY, -len(deliveries))
         self._count(queue, sql.ACTIVE, len(deliveries))
         return deliveries, more
@@ -341,6 +344,8 @@ class Store:
             seqs = rows.numbers(plan.acks)
             self._exactly(len(seqs), sql.DELETE, (owner, apsw.carray(seqs)))
             db.execute(sql.DELETE_BODIES, (apsw.carray(seqs),))
+        if plan.held:
+            self._exactly(len(plan.held), sql.HOLD, (owner, rows.to_json(plan.held)))
         if plan.released:
             self._exactly(len(plan.released), sql.RELEASE, (owner, apsw.carray(rows.numbers(plan.released))))
         if plan.given_back:

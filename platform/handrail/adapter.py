@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -45,11 +45,15 @@ class BrokerSettings(msgspec.Struct, frozen=True):
         return f"BrokerSettings(name={self.name!r}, url={masked(self.url)!r}, options={sorted(self.options)})"
 
 
+#: In which order a queue's messages run: oldest or newest first; by key, one after another of each key; or by partition.
+Order = Literal["fifo", "lifo", "key", "partition"]
+
+
 class QueueSpec(msgspec.Struct, frozen=True):
     """What an adapter must know of a queue to create and serve it."""
 
     name: str
-    order: Literal["fifo", "lifo"] = "fifo"
+    order: Order = "fifo"
     #: Name of the place for its dead letters, None when they are dropped.
     dead_letter: str | None = None
     #: Keys of the queue that belong to this broker alone, such as ``queue_type``.
@@ -64,6 +68,8 @@ class Delivery(msgspec.Struct, eq=False):
     tag: Any
     #: The broker says, or cannot rule out, that it was in somebody's hands before.
     redelivered: bool = False
+    #: With ``order: key`` or ``partition``: deliveries of one sequence run one after another, as they came. None: in no order.
+    sequence: Hashable = None
 
 
 class Verb(enum.IntEnum):
@@ -73,6 +79,9 @@ class Verb(enum.IntEnum):
     RELEASE = 1  #: back to its queue, at the head of its priority where the broker can; counts may have changed
     MOVE = 2  #: to the tail of ``message.queue``, or to its delays until ``message.due``
     DEAD = 3  #: to the dead letters of the queue it came from, with ``message.fault``
+    #: It stays in this worker's hands, to be settled later; its counts and ``due`` are written down, so that they outlive the
+    #: worker. Asked only of deliveries that have a ``sequence``.
+    HOLD = 4
 
 
 class Settlement(msgspec.Struct, eq=False):
@@ -193,6 +202,8 @@ class Capability(enum.StrEnum):
     LIFO = "newest first (`order: lifo`)"
     HEAD = "interrupted work returns to the head"
     FIFO = "equal priorities first in, first out"
+    BY_KEY = "one after another by key (`order: key`)"
+    BY_PARTITION = "one after another by partition (`order: partition`)"
     DEAD_LETTERS = "dead letters: list, replay, purge"
     PEEK = "peek at waiting messages"
     PURGE = "purge"
@@ -201,6 +212,7 @@ class Capability(enum.StrEnum):
     DEAD_WORKER = "a dead worker's messages return at once"
     PROCESSES = "several processes share a queue"
     MACHINES = "several machines share a queue"
+    FAIR = "a busy worker keeps nothing from an idle one"
     FOREIGN = "other clients and languages can send and read"
 
 

@@ -152,7 +152,7 @@ def test_a_drain_lets_running_handlers_finish(project: Project) -> None:
     project.handler("def handler(message): note('in', message); gate(\"go\")")
     project.queues({"work": {"handler": "work", "concurrency": 1}})
     running = project.start()
-    project.send_bulk("work", ["runs", "waits"])
+    project.send_bulk("work", ["runs", "waits"], key="k")
     project.noted("in")
 
     async def stop() -> int:
@@ -242,7 +242,7 @@ def test_concurrency_holds_across_a_reload(project: Project) -> None:
     project.handler("def handler(message): note('in', message); gate(\"go\"); note('out', message)")
     project.queues({"work": {"handler": "work", "concurrency": 1}})
     running = project.start()
-    project.send_bulk("work", ["first", "second"])
+    project.send_bulk("work", ["first", "second"], key="k")
     project.noted("in")
 
     running.reload()

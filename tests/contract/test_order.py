@@ -37,9 +37,9 @@ def test_priorities_run_from_nine_to_zero(project: Project) -> None:
     """9 runs first, 0 last, and a message without a priority stands at 4, so that something can stand below it."""
     project.handler(RECORD)
     project.queues(ONE_AT_A_TIME)
-    project.send("work", "default")
+    project.send("work", "default", key="k")
     for priority in (0, 9, 3, 5, 4, 7):
-        project.send("work", priority, priority=priority)
+        project.send("work", priority, priority=priority, key="k")
 
     project.start()
 
@@ -63,8 +63,8 @@ def test_lifo_runs_the_newest_first(project: Project) -> None:
     """`order: lifo` runs the newest of a priority first."""
     project.handler(RECORD)
     project.queues({"work": {"handler": "work", "concurrency": 1, "order": "lifo"}})
-    project.send("work", "a")
-    project.send_bulk("work", ["b", "c"])
+    project.send("work", "a", key="k")
+    project.send_bulk("work", ["b", "c"], key="k")
     project.send("work", "urgent", priority=9)
 
     project.start()
@@ -122,7 +122,7 @@ def test_what_falls_due_keeps_its_priority(project: Project) -> None:
     project.send("work", "first", priority=9)
     project.noted("ran", 2)
     project.send("work", "delayed", delay="200ms", priority=8)
-    project.send_bulk("work", ["b", "c"])
+    project.send_bulk("work", ["b", "c"], key="k")
     project.until(lambda: project.depth().delayed == 0, "both to fall due")
     project.open("go")
 
@@ -177,12 +177,12 @@ def test_send_bulk_keeps_order_between_queues_and_options(project: Project) -> N
     project.handler(RECORD)
     project.queues(ONE_AT_A_TIME)
 
-    project.send_bulk("work", list(range(500)))
+    project.send_bulk("work", list(range(500)), key="k")
 
     assert [one.body for one in project.peek(limit=1000)] == [str(n).encode() for n in range(500)]
 
 
-@needs(Capability.PROCESSES)
+@needs(Capability.PROCESSES, Capability.FAIR)
 def test_a_slow_handler_hoards_nothing(project: Project) -> None:
     """A worker whose handlers are busy holds no message that another worker could run."""
     project.handler("""

@@ -119,7 +119,7 @@ async def test_two_messages_may_have_one_id(port: Port) -> None:
 async def test_the_best_priority_is_delivered_first(port: Port) -> None:
     """9 comes before 0, and equal priorities in the order of their publishing."""
     async with port.worker() as adapter:
-        await publish(adapter, *(message(f"{p}{n}", priority=p) for n in "ab" for p in (0, 4, 9, 5)))
+        await publish(adapter, *(message(f"{p}{n}", priority=p, key="k") for n in "ab" for p in (0, 4, 9, 5)))
         inbox = await port.consume(adapter)
         got = await inbox.take(8)
 
@@ -183,7 +183,13 @@ async def test_queues_do_not_mix(port: Port) -> None:
     other = QueueSpec(name="other", dead_letter="other.dead")
     async with port.worker(port.queue, other) as adapter:
         work, rest = await port.consume(adapter), await port.consume(adapter, other)
-        await publish(adapter, message("w1"), message("o1", "other"), message("w2"), message("o2", "other"))
+        await publish(
+            adapter,
+            *(
+                message(text, queue, key="k")
+                for text, queue in zip(("w1", "o1", "w2", "o2"), ("work", "other") * 2, strict=True)
+            ),
+        )
 
         ours, theirs = await work.take(2), await rest.take(2)
         assert (bodies(ours), bodies(theirs)) == (["w1", "w2"], ["o1", "o2"])
@@ -216,7 +222,7 @@ async def test_no_more_than_the_credit_is_unsettled(port: Port) -> None:
     """Credit is a window: as many deliveries may be unsettled, and each settlement makes room for another."""
     async with port.worker() as adapter:
         inbox = await port.consume(adapter, credit=3)
-        await publish(adapter, *(message(n) for n in range(10)))
+        await publish(adapter, *(message(n, key="k") for n in range(10)))
         first = await inbox.take(3)
         await _stays(inbox, adapter, 0)
 
@@ -270,7 +276,7 @@ async def test_a_cancelled_subscription_delivers_nothing_and_what_it_delivered_c
     """After `cancel` nothing more comes, ever; what came before is still ours to settle."""
     async with port.worker() as adapter:
         inbox = await port.consume(adapter)
-        await publish(adapter, message(1), message(2))
+        await publish(adapter, message(1, key="k"), message(2, key="k"))
         held = await inbox.take(2)
 
         await inbox.subscription.cancel()
@@ -451,7 +457,7 @@ async def test_one_batch_may_hold_every_verb(port: Port) -> None:
     """A batch of settlements is carried out one by one: a refused one keeps no other from its effect."""
     async with port.worker() as adapter:
         inbox = await port.consume(adapter)
-        await publish(adapter, *(message(n) for n in range(4)))
+        await publish(adapter, *(message(n, key="k") for n in range(4)))
         held = await inbox.take(4)
         await inbox.settle(ack(held[0])[0])
         stale = Settlement(held[0], Verb.MOVE, held[0].message)

@@ -255,8 +255,8 @@ def test_what_a_handler_sends_keeps_its_order(project: Project) -> None:
     project.handler("""
         from handrail import context
         def handler(message):
-            for n in range(200): receipt = context.queues.send_to_queue("next", n)
-            context.queues.send_bulk("next", range(200, 400)).wait(20)
+            for n in range(200): receipt = context.queues.send_to_queue("next", n, key="k")
+            context.queues.send_bulk("next", range(200, 400), key="k").wait(20)
     """)
     project.queues({"work": "work", "next": {}})
     project.start()

@@ -23,7 +23,7 @@ _QUEUE = {
     "max_starts": "maxruns maxexecutions",
     "max_crashes": "maxcrash crashes maxfailures",
     "priority": "defaultpriority taskpriority",
-    "order": "lifo fifo sort ordering",
+    "order": "lifo fifo sort ordering orderby processingorder",
     "isolation": "process sandbox isolated fork usesubprocess",
     "dead_letter": "dlq dlqname deadletterqueue deadlettertopic deadlettersink deadletters deadletterexchange dlx poisonqueue "
     "errorqueue onfailure failurequeue deadqueue",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from handrail.adapter import BrokerSettings, QueueSpec
+from handrail.adapter import BrokerSettings, Order, QueueSpec
 from handrail.outcome import Backoff
 
 DEFAULT_BROKER_URL = "sqlite:.platform/queues.db"
@@ -57,7 +57,7 @@ class QueueSettings(msgspec.Struct, frozen=True):
     max_starts: int | None = None
     max_crashes: int = 3
     priority: int = 4
-    order: Literal["fifo", "lifo"] = "fifo"
+    order: Order = "fifo"
     isolation: Literal["none", "process"] = "none"
     #: The place for dead letters, None to drop them (``dead_letter: false``).
     dead_letter: str | None = None

@@ -371,7 +371,10 @@ class CommonShape(Shape):
         "Deaths of its process after which a message is a dead letter.", examples=[3]
     )
     priority: Annotated[int, _whole(0, 9)] = optional("0 to 9, 9 first, unless the send says.", examples=[4])
-    order: Annotated[str, _choice("fifo", "lifo")] = optional("fifo: oldest first. lifo: newest first.")
+    order: Annotated[str, _choice("fifo", "lifo", "key", "partition", same={"none": "fifo"})] = optional(
+        "fifo, or none: oldest first, many at once. lifo: newest first. key: one after another of each key, retries in place. "
+        "partition: one after another of each partition."
+    )
     isolation: Annotated[str, _choice("none", "process")] = optional(
         "process: each run in a child process, which a timeout really kills."
     )

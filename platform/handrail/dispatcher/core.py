@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from handrail import duration
-from handrail.adapter import Adapter, Delivery
+from handrail.adapter import Adapter, Capability, Delivery, Verb
 from handrail.board import COMPLETED, ENDED, RUNNING, Board
 from handrail.config.model import QueueSettings, Settings
 from handrail.dispatcher import verdict
@@ -23,6 +23,7 @@ from handrail.dispatcher.fleet import Fleet, Generation
 from handrail.dispatcher.hosts import Body, Host
 from handrail.dispatcher.lane import Lane
 from handrail.dispatcher.run import Run
+from handrail.dispatcher.sequences import Sequences
 from handrail.dispatcher.settler import Judged, Settler, now
 from handrail.dispatcher.tasks import Tasks
 from handrail.dispatcher.verdict import Verdict
@@ -46,6 +47,9 @@ CANCELLATIONS_EVERY = 1.0
 BROKER_PATIENCE, HURRIED_PATIENCE = 5.0, 1.0
 #: Seconds without an answer to a ping after which a host is named in the log.
 SILENT = 10.0
+
+#: What a broker must be able to do for a queue's order to hold.
+_ORDERS = {"key": Capability.BY_KEY, "partition": Capability.BY_PARTITION}
 
 #: Told of every outcome once it is settled: message as delivered, verdict, result as JSON, seconds it ran.
 OnOutcome = Callable[[Message, Verdict, bytes | None, float], None]
@@ -74,6 +78,8 @@ class Dispatcher:
         self._on_outcome = on_outcome
         self.lanes: dict[str, Lane] = {}
         self._settlers: dict[int, Settler] = {}
+        #: By queue. They outlive a lane: what still runs keeps what follows it from running in the next.
+        self._sequences: dict[str, Sequences] = {}
         self._tokens = itertools.count(1)
         self._runs: dict[int, Run] = {}
         self._deadlines = Deadlines(self._runs, board, self._timed_out)
@@ -143,20 +149,36 @@ class Dispatcher:
         for name in generation.queues:
             queue, lane = generation.settings.queues[name], self.lanes.get(name)
             if lane is None or lane.queue.spec != queue.spec or lane.queue.broker != queue.broker:
-                await self._adapter(queue.broker).declare([queue.spec])
+                adapter = self._adapter(queue.broker)
+                if queue.order in _ORDERS and not adapter.capabilities.get(_ORDERS[queue.order], False):
+                    raise StartError(
+                        f"queue {name}: {adapter.name} cannot keep `order: {queue.order}`; take that away, or bind the queue "
+                        "to a broker that can (platform capabilities)"
+                    )
+                await adapter.declare([queue.spec])
 
     async def _subscribe(self, queue: QueueSettings, kind: str) -> None:
         adapter = self._adapter(queue.broker)
         settler = self._settlers.get(id(adapter))
         if settler is None:
             settler = self._settlers[id(adapter)] = Settler(adapter, self._settled)
-        lane = Lane(queue, kind, settler)
+        sequences = None
+        if queue.order in _ORDERS:
+            sequences = self._sequences.setdefault(queue.name, Sequences())
+            limit = adapter.capabilities[_ORDERS[queue.order]]
+            if limit is not True:
+                log.info(f"order: {queue.order} holds {limit}", queue=queue.name, broker=adapter.name)  # noqa: G004
+        lane = Lane(queue, kind, settler, sequences)
         self.lanes[queue.name] = lane
 
         def deliver(batch: list[Delivery]) -> None:
             self._deliver(lane, batch)
 
-        lane.subscription = await adapter.subscribe(queue.spec, lane.window, deliver, lane.forget)
+        def lost(batch: list[Delivery]) -> None:
+            for delivery in lane.forget(batch):
+                self._go_on(lane, delivery)
+
+        lane.subscription = await adapter.subscribe(queue.spec, lane.window, deliver, lost)
         if self.paused:
             lane.subscription.pause()
 
@@ -164,14 +186,18 @@ class Dispatcher:
         """Take no more of that queue; give back what waits here. What runs goes on and is settled."""
         if lane.subscription is not None:
             await lane.subscription.cancel()
-        for waiting in (lane.suspects, lane.buffer, lane.unclaimed):
-            for delivery in waiting:
-                self._judge(lane, delivery, verdict.UNSTARTED)
-            waiting.clear()
+        for delivery in lane.take_waiting():
+            self._judge(lane, delivery, verdict.UNSTARTED)
 
     # -- the hot path --------------------------------------------------------------------------------------------------
 
     def _deliver(self, lane: Lane, batch: list[Delivery]) -> None:
+        if lane.sequences is not None:
+            batch = [delivery for delivery in lane.sequences.admit(batch) if not self._rests(lane, delivery)]
+            lane.fit()
+        self._take(lane, batch)
+
+    def _take(self, lane: Lane, batch: list[Delivery]) -> None:
         # behind one that waits for the ledger the others wait too, or they would overtake it
         waiting = lane.unclaimed if lane.claiming else lane.buffer
         for delivery in batch:
@@ -316,6 +342,8 @@ class Dispatcher:
             slot = -1
         lane = run.lane
         lane.finished()
+        if run.delivery.sequence is not None and ruling.message is not None and ruling.verb is not Verb.DEAD:
+            ruling = self._in_place(lane, ruling)
         seconds = time.monotonic() - run.begun
         # the slot on the board stays until it is settled: until then, what it says is news to whoever survives us
         lane.settler.add(
@@ -327,6 +355,8 @@ class Dispatcher:
         ruling = judged.verdict
         if judged.slot >= 0 and self._board is not None:
             self._board.give_back(judged.slot)
+        if judged.delivery.sequence is not None:
+            self._passed(judged, refused)
         if refused or ruling is verdict.UNSTARTED:
             if refused and judged.started:
                 self._refused(judged)
@@ -486,6 +516,56 @@ class Dispatcher:
                 failures.update(dict.fromkeys(indexes, str(error)))
         host.send([_SENT, number, [list(item) for item in failures.items()]])
 
+    # -- one after another ---------------------------------------------------------------------------------------------
+
+    def _in_place(self, lane: Lane, ruling: Verdict) -> Verdict:
+        """What comes back keeps its place: in our hands until its time comes or, when we leave, where it lies."""
+        leaving = self.stopping or self.lanes.get(lane.queue.name) is not lane
+        return msgspec.structs.replace(ruling, verb=Verb.RELEASE if leaving else Verb.HOLD)
+
+    def _passed(self, judged: Judged, refused: bool) -> None:
+        """The outcome of one of a sequence is durable: it goes on itself when it is held, else the next does."""
+        delivery, name = judged.delivery, judged.queue.name
+        sequences = self._sequences[name]
+        lane = self.lanes.get(name)
+        if lane is not None and lane.sequences is not sequences:
+            lane = None  # the queue keeps another order now
+        if judged.verdict.verb is not Verb.HOLD or refused or sequences.is_lost(delivery):
+            following = sequences.leave(delivery)
+            if following is not None and lane is not None:
+                self._go_on(lane, following)
+            return
+        assert judged.verdict.message is not None
+        delivery.message = judged.verdict.message
+        if lane is None or lane.queue.broker != judged.queue.broker:  # left meanwhile: nobody would run it
+            self._settlers[id(self._adapter(judged.queue.broker))].add(
+                Judged(delivery, judged.queue, verdict.UNSTARTED)
+            )
+        else:
+            self._go_on(lane, delivery)
+
+    def _go_on(self, lane: Lane, delivery: Delivery) -> None:
+        """It is the turn of *delivery*."""
+        if not self._rests(lane, delivery):
+            self._take(lane, [delivery])
+        lane.fit()
+
+    def _rests(self, lane: Lane, delivery: Delivery) -> bool:
+        """Whether *delivery* failed before and its next attempt is not due yet; then it comes back here when it is."""
+        message = delivery.message
+        if delivery.sequence is None or message.due is None or not message.starts:
+            return False
+        wait = message.due - now()
+        if wait <= 0:
+            return False
+        timer = asyncio.get_running_loop().call_later(wait, self._rested, lane, delivery)
+        lane.resting[id(delivery)] = delivery, timer
+        return True
+
+    def _rested(self, lane: Lane, delivery: Delivery) -> None:
+        del lane.resting[id(delivery)]
+        self._go_on(lane, delivery)
+
     # -- suspects, timeouts, cancellation, deaths ------------------------------------------------------------------------
 
     def _pump_suspects(self, lane: Lane) -> None:
@@ -613,6 +693,7 @@ class Dispatcher:
             self._runs
             or self._tasks
             or any(lane.buffer or lane.suspects or lane.unclaimed for lane in self.lanes.values())
+            or any(self._sequences.values())
             or any(settler.busy for settler in self._settlers.values())
         )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import deque
 
 from handrail.adapter import Delivery, Subscription
 from handrail.config.model import CONCURRENCY, QueueSettings
+from handrail.dispatcher.sequences import Sequences
 from handrail.dispatcher.settler import Settler
 
 #: Seconds of work that is fetched ahead: about what one round trip to the broker and one batch of settling take under load.
@@ -18,6 +20,11 @@ MOST_AHEAD = 2000
 MEASURE_EVERY = 0.05
 #: Seconds of work that may wait here before what is beyond it is given back: rates change, and others may be idle.
 HOARD = 1.0
+#: The most that may wait behind others of their sequence, or for a retry in place, beyond the window: so far one key with a
+#: long backlog keeps no other from running.
+MOST_HELD = 10_000
+#: The window follows what is held in steps of so many.
+_STEP = 64
 
 
 class Lane:
@@ -32,7 +39,9 @@ class Lane:
         "claiming",
         "kind",
         "queue",
+        "resting",
         "running",
+        "sequences",
         "settler",
         "subscription",
         "suspects",
@@ -40,8 +49,12 @@ class Lane:
         "window",
     )
 
-    def __init__(self, queue: QueueSettings, kind: str, settler: Settler) -> None:
+    def __init__(self, queue: QueueSettings, kind: str, settler: Settler, sequences: Sequences | None = None) -> None:
         self.settler = settler
+        #: Where the queue keeps order by key or partition: who goes on, and who waits behind whom.
+        self.sequences = sequences
+        #: Waiting in hand for the moment of their retry, by id of the delivery.
+        self.resting: dict[int, tuple[Delivery, asyncio.TimerHandle]] = {}
         self.subscription: Subscription | None = None
         #: Delivered, fit to run, not given to a host yet.
         self.buffer: deque[Delivery] = deque()
@@ -66,7 +79,7 @@ class Lane:
         self.queue = queue
         self.kind = kind
         self.capacity = concurrency(queue, kind)
-        self.window = self.capacity + self.ahead
+        self.window = self.capacity + self.ahead + self._held
         if self.isolated:  # a process of its own for each job: that is what suspects need
             self.buffer.extendleft(reversed(self.suspects))
             self.suspects.clear()
@@ -82,13 +95,52 @@ class Lane:
         """Messages to fetch beyond the free slots: none for slow handlers, enough to keep fast ones busy."""
         return min(int(self._rate * AHEAD), MOST_AHEAD)
 
-    def forget(self, lost: list[Delivery]) -> None:
-        """*lost* is no longer ours. What waits is dropped; what runs may finish, and its outcome will be refused."""
+    @property
+    def _held(self) -> int:
+        """Messages that wait for something else than a slot."""
+        if self.sequences is None:
+            return 0
+        held = self.sequences.waiting + len(self.resting)
+        return min(-(-held // _STEP) * _STEP, MOST_HELD)
+
+    def fit(self) -> None:
+        """Let the credit follow what is held."""
+        self._set_window()
+
+    def forget(self, lost: list[Delivery]) -> list[Delivery]:
+        """*lost* is no longer ours. What waits is dropped; what runs may finish, and its outcome will be refused.
+
+        Returns what may go on because that which it waited for is gone.
+        """
         gone = {id(delivery) for delivery in lost}
+        idle: set[int] = set()
         for waiting in (self.buffer, self.suspects, self.unclaimed):
             kept = [delivery for delivery in waiting if id(delivery) not in gone]
+            if self.sequences is not None:
+                idle.update(id(delivery) for delivery in waiting if id(delivery) in gone)
             waiting.clear()
             waiting.extend(kept)
+        if self.sequences is None:
+            return []
+        for delivery in lost:
+            resting = self.resting.pop(id(delivery), None)
+            if resting is not None:
+                resting[1].cancel()
+                idle.add(id(delivery))
+        return self.sequences.forget(lost, idle)
+
+    def take_waiting(self) -> list[Delivery]:
+        """All that was delivered and does not run, taken out."""
+        waiting = [*self.suspects, *self.buffer, *self.unclaimed]
+        for container in (self.suspects, self.buffer, self.unclaimed):
+            container.clear()
+        for delivery, timer in self.resting.values():
+            timer.cancel()
+            waiting.append(delivery)
+        self.resting.clear()
+        if self.sequences is not None:
+            waiting += self.sequences.take_waiting()
+        return waiting
 
     def finished(self) -> None:
         """A job left its slot: measure the rate now and then, and let the credit follow it."""
@@ -112,6 +164,8 @@ class Lane:
         """Look at the rate though nothing may have ended for long; what now waits in vain is taken out and returned."""
         if time.monotonic() - self._measured >= HOARD:
             self._measure()
+        if self.sequences is not None:
+            return []  # given back from the middle of a sequence, it would come again out of its turn
         kept = self.capacity + int(self._rate * HOARD)
         given_back = [self.buffer.pop() for _ in range(len(self.buffer) - kept)]
         given_back.reverse()
@@ -119,7 +173,10 @@ class Lane:
 
     def _set_rate(self, rate: float) -> None:
         self._rate = rate
-        window = self.capacity + self.ahead
+        self._set_window()
+
+    def _set_window(self) -> None:
+        window = self.capacity + self.ahead + self._held
         if window != self.window and self.subscription is not None:
             self.window = window
             self.subscription.set_credit(window)

@@ -287,7 +287,7 @@ FILES = {
     ),
     "choice": (
         _queue("order: FIFO"),
-        "4:12: 'order' of queue 'a' must be fifo or lifo, not the text 'FIFO'; did you mean 'fifo'?",
+        "4:12: 'order' of queue 'a' must be fifo, lifo, key or partition, not the text 'FIFO'; did you mean 'fifo'?",
     ),
     "jitter in percent": (
         _queue("backoff: {jitter: 20%}"),

@@ -96,7 +96,7 @@ def test_after_a_restart_only_the_unfinished_come_again() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("text", ["somebody else's", "hr1;1;0;-;;;b;9;0;!!", ""])
+@pytest.mark.parametrize("text", ["somebody else's", "hr2;1;1;0;-;;;b;9;!!", ""])
 def test_foreign_metadata_skips_nothing(text: str) -> None:
     """A commit that another program made counts as far as its offset goes, and no further."""
 
