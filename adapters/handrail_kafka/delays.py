@@ -105,7 +105,7 @@ class Forwarder:
         for part in parts:
             self._not_before.pop(part, None)
 
-    def assigned(self) -> None:
+    def resumed(self) -> None:
         self._wake.set()
 
     # --- moving on ----------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ class Level:
         heapq.heapify(self.returned)
         self.intake.lose(parts)
 
-    def assigned(self) -> None:
+    def resumed(self) -> None:
         self.intake.pump()
 
     def next(self) -> tuple[Part, ConsumerRecord] | None:
@@ -215,7 +215,8 @@ class Intake:
         """Deliver as much as the credit allows, best priority first."""
         if not self.attached or self.paused or not self._ready:
             return
-        free = min(self.credit - self.held, BATCH)
+        overdue = sum(level.reader.overdue for level in self.levels if level.reader)
+        free = min(self.credit - self.held - overdue, BATCH)
         if free <= 0:
             return
         batch: list[Delivery] = []

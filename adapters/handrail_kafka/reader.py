@@ -34,6 +34,8 @@ WATCH_EVERY = 10.0
 STALLED = 30.0
 #: Seconds between two returns of the space of finished messages.
 RECLAIM_EVERY = 60.0
+#: Seconds after which a commit that is not answered makes what is finished count as in hand: until then it costs no speed.
+LATE = 0.1
 #: Seconds after which a changed number of messages in hand is written down with the next commit.
 HELD_AFTER = 0.1
 
@@ -115,8 +117,8 @@ class Owner(Protocol):
     def lose(self, parts: list[Part]) -> None:
         """*parts* are no longer ours."""
 
-    def assigned(self) -> None:
-        """The partitions that are ours may have changed."""
+    def resumed(self) -> None:
+        """The partitions that are ours may have changed, or the server takes commits again."""
 
 
 class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -143,6 +145,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._tasks: list[asyncio.Task[None]] = []
         self._rebuild = ""
         self._held_at = math.inf
+        #: When the commit that is under way, or is tried again, was begun.
+        self._committing_since = math.inf
         #: What is wrong, in one line, or nothing.
         self.trouble = "joining the consumer group"
         self._said = ""
@@ -306,6 +310,13 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 part.dirty = True
                 self._dirty.set()
 
+    @property
+    def overdue(self) -> int:
+        """What is finished here and the server should know by now; it would be done again if this member were given up."""
+        if time.monotonic() - self._committing_since < LATE:
+            return 0
+        return sum(part.marks - part.committed for part in self.parts.values())
+
     async def committed(self) -> None:
         """Returns when all that is marked so far is committed, or was lost."""
         if not any(part.committed < part.marks for part in self.parts.values()):
@@ -362,6 +373,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             )
             part.full = len(text) > progress.FULL
             offsets[part.tp] = OffsetAndMetadata(watermark, text)
+        self._committing_since = min(self._committing_since, time.monotonic())
         try:
             async with asyncio.timeout(20.0):
                 await consumer.commit(offsets)
@@ -376,12 +388,16 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             if not self._closing:
                 self._dirty.set()
             return False
+        late = time.monotonic() - self._committing_since >= LATE
+        self._committing_since = math.inf
         for part, count in marks:
             part.committed = max(part.committed, count)
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
         self._wake.set()
+        if late:
+            self._owner.resumed()
         return True
 
     # --- rebalances ---------------------------------------------------------------------------------------------------
@@ -470,7 +486,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self.joined.set()
         self._dirty.set()
         self._wake.set()
-        self._owner.assigned()
+        self._owner.resumed()
 
     def _start(
         self, tp: TopicPartition, committed: OffsetAndMetadata | None, begin: int, end: int
