@@ -112,7 +112,11 @@ class KafkaAdapter:
 
     @property
     def place(self) -> str:
-        return masked(self._settings.url)
+        shown = masked(self._settings.url)
+        if self._settings.options.get("servers"):
+            head, separator, query = shown.partition("?")
+            shown = f"{head.partition('://')[0]}://{','.join(self._options.servers)}{separator}{query}"
+        return shown
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -282,7 +286,7 @@ class _Core:
             async with asyncio.timeout(OPEN_PATIENCE):
                 await self._connect()
         except (errors.KafkaError, OSError, TimeoutError) as error:
-            if isinstance(error, faults.FATAL):
+            if faults.is_fatal(error):
                 raise BrokerError(faults.explain(error, self._place)) from error
             self._told(error)
             self.spawn(self._connect_later())
@@ -419,7 +423,12 @@ class _Core:
         # a longer tier may come into being when it is needed: workers find it before it is the time to leave it
         wanted.setdefault(self._options.replication, {})[self._names.tier_for(0.0)] = 1
         for replication, topics in wanted.items():
-            await self.cluster.create(topics, replication)
+            try:
+                await self.cluster.create(topics, replication)
+            except errors.TopicAuthorizationFailedError:
+                # who only sends needs no more than the topic that it sends to, and is told at the send if it lacks that
+                if self._role == "worker":
+                    raise
         if self._role == "worker":
             self.forwarder.look()
         await self.cluster.warn_of_losses([topic for topics in wanted.values() for topic in topics])
@@ -443,7 +452,11 @@ class _Core:
             intake = Intake(self.cluster, queue, options, self._names.levels(queue.name), self._home, self._deaths)
             self.intakes[queue.name] = intake
         intake.spec = queue
-        await intake.attach(credit, deliver, lost, give_back)
+        try:
+            await intake.attach(credit, deliver, lost, give_back)
+        except BrokerError:
+            self.intakes.pop(queue.name, None)
+            raise
         return intake
 
     async def detach(self, intake: Intake, waiting: list[Delivery]) -> None:
@@ -568,6 +581,7 @@ class _Core:
     ) -> None:
         """Publish, and only then mark. Goes on for as long as the deliveries are ours."""
         left = moves
+        said = ""
         while left:
             groups: dict[str | None, list[Settlement]] = {}
             for one in left:
@@ -589,7 +603,8 @@ class _Core:
                     else:
                         again.append(one)
                         error = failed[index]
-                        if not isinstance(error, SendTimeoutError):
+                        if not isinstance(error, SendTimeoutError) and str(error) != said:
+                            said = str(error)
                             log.error(
                                 "not moved yet",
                                 queue=one.delivery.message.queue,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.conn import create_conn
 from aiokafka.protocol.commit import OffsetCommitRequest
+from aiokafka.protocol.metadata import MetadataRequest
 
 from handrail.errors import BrokerError
 from handrail.logger import get_logger
@@ -85,17 +87,58 @@ class Cluster:
         arguments.pop("metadata_max_age_ms")
         found: list[BaseException] = []
         for server in self.options.servers:
-            host, _, port = server.rpartition(":")
             try:
-                connection = await create_conn(host.strip("[]"), int(port), request_timeout_ms=5000, **arguments)
-            except (OSError, errors.KafkaError, TimeoutError, ValueError) as error:
+                await self._greet(server, arguments)
+            except (OSError, errors.KafkaError, TimeoutError) as error:
                 found.append(error)
             else:
-                connection.close()
                 return
         # one server may be down while another knows that the password is wrong
-        found.sort(key=lambda error: not isinstance(error, faults.FATAL) or isinstance(error, OSError))
+        found.sort(key=lambda error: not faults.is_fatal(error) or isinstance(error, OSError))
         raise found[0]
+
+    async def _greet(self, server: str, arguments: Mapping[str, Any]) -> None:
+        """Connect to *server* and ask it something. Raises what says best what is wrong."""
+        host, _, port = server.rpartition(":")
+        patience = max(1500, 5000 // len(self.options.servers))
+        connection = None
+        try:
+            connection = await create_conn(host.strip("[]"), int(port), request_timeout_ms=patience, **arguments)
+            # only here a listener that wants to know who we are closes, and one that refuses a token too
+            answer = await connection.send(MetadataRequest([]))
+            if not answer.brokers and self.options.mechanism == "OAUTHBEARER":
+                # aiokafka takes the refusal for a success, and the server this question for the rest of the handshake
+                raise errors.KafkaConnectionError("not authenticated")
+        except (errors.KafkaConnectionError, ConnectionResetError, BrokenPipeError, ssl.SSLError) as error:
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise
+            raise self._unfit(error, greeted=connection is not None) from error
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _unfit(self, error: BaseException, *, greeted: bool) -> BaseException:
+        """What it means that a server took the connection and then ended it; *greeted*: after the first answer."""
+        options = self.options
+        if options.tls and (alert := faults.refused_identity(error)):
+            if options.cert is None:
+                return faults.SetupError(f"the server demands a client certificate ({alert}); give cert= and key=")
+            return faults.SetupError(
+                f"the server does not take the client certificate ({alert}); check cert= and its authority"
+            )
+        if greeted and options.mechanism == "OAUTHBEARER":
+            return faults.SetupError("the server refuses the token; check its audience, its issuer and when it ends")
+        if greeted and not options.mechanism:
+            return faults.UnfitError(
+                "the server closes the connection; does this port want a user and a password (sasl=)?"
+            )
+        if not options.tls:
+            return faults.UnfitError(
+                "the server closes the connection at the first word; does this port want TLS (tls=true)?"
+            )
+        if isinstance(error, ssl.SSLError):
+            return error
+        return faults.UnfitError("the server closes the connection; does this port speak TLS (tls=true)?")
 
     async def close(self) -> None:
         admin, self._admin = self._admin, None
@@ -177,7 +220,9 @@ class Cluster:
             for topic in () if passing else created:
                 # a first commit tells later that the topic is ours, and that a missing commit is a lost one
                 start = {TopicPartition(topic, n): progress.encode(Stand(0, ours=True)) for n in range(missing[topic])}
-                with contextlib.suppress(errors.UnknownMemberIdError, errors.IllegalGenerationError):
+                # who only sends may not commit, which a worker of the queue does as well
+                refused = errors.GroupAuthorizationFailedError, errors.TopicAuthorizationFailedError
+                with contextlib.suppress(errors.UnknownMemberIdError, errors.IllegalGenerationError, *refused):
                     await self.commit(topic, start)
             return created
 

@@ -47,6 +47,8 @@ class Forwarder:
         self._not_before: dict[Part, float] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        #: Why the last messages could not be moved on, or nothing.
+        self._said = ""
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -108,6 +110,9 @@ class Forwarder:
     def resumed(self) -> None:
         self._wake.set()
 
+    def refused(self, text: str) -> None:
+        log.error("delayed messages are not moved on by this worker", reason=text)
+
     # --- moving on ----------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
@@ -158,12 +163,10 @@ class Forwarder:
                     heapq.heappush(self._heap, (time.time() + 1.0, self._number, part, record))
             elif not part.lost:
                 part.finish(record.offset)
-        if failed:
-            log.warning(
-                "delayed messages could not be moved on yet",
-                messages=len(failed),
-                reason=str(next(iter(failed.values()))),
-            )
+        reason = str(next(iter(failed.values()))) if failed else ""
+        if reason and reason != self._said:
+            log.warning("delayed messages could not be moved on yet", messages=len(failed), reason=reason)
+        self._said = reason
         if self.reader is not None:
             self.reader.touched()
             self.reader.poke()

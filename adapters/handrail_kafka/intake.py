@@ -15,6 +15,7 @@ from collections.abc import Callable
 from aiokafka import ConsumerRecord
 
 from handrail.adapter import Deliver, Delivery, Lost, QueueSpec
+from handrail.errors import BrokerError
 from handrail.logger import get_logger
 from handrail.message import DEFAULT_PRIORITY, Message
 from handrail_kafka import wire
@@ -65,6 +66,8 @@ class Level:
         self.intake = intake
         self.rank = rank
         self.reader: Reader | None = None
+        #: Why the cluster does not let us read it, in one line, or nothing.
+        self.refusal = ""
         #: Fetched and not delivered, by priority, best first; the default's level holds one priority alone.
         self._pending: dict[int, deque[tuple[Part, ConsumerRecord]]] = {}
         self.waiting = 0
@@ -110,6 +113,11 @@ class Level:
     def resumed(self) -> None:
         self.intake.pump()
 
+    def refused(self, text: str) -> None:
+        self.refusal = text
+        if self.intake.ready:  # a level that came into being later
+            log.error(text, queue=self.intake.spec.name)
+
     def next(self) -> tuple[Part, ConsumerRecord] | None:
         while self.returned:
             _offset, _number, part, record = heapq.heappop(self.returned)
@@ -149,7 +157,7 @@ class Intake:
         self.held = 0
         self.paused = False
         self.attached = False
-        self._ready = False
+        self.ready = False
         self._deliver: Deliver | None = None
         self._lost: Lost | None = None
         self._waiting: list[Delivery] = []  # on the home loop: came while paused
@@ -161,15 +169,19 @@ class Intake:
     async def attach(
         self, credit: int, deliver: Deliver, lost: Lost, give_back: Callable[[list[Delivery]], None]
     ) -> None:
+        """Raises :class:`BrokerError` when the cluster will not have us read; then nothing is read."""
         self._deliver, self._lost, self._give_back = deliver, lost, give_back
         self.credit = credit
         self.paused = False
         self.attached = True
-        if not self._ready:
+        if not self.ready:
             await self.look()
             # the best come first only if all levels are there when the first one is chosen
             await asyncio.gather(*(level.reader.settled_start(5.0) for level in self.levels if level.reader))
-            self._ready = True
+            if refusal := next((level.refusal for level in self.levels if level.refusal), ""):
+                await self.stop()
+                raise BrokerError(refusal)
+            self.ready = True
         self.pump()
         self.poke()
 
@@ -213,7 +225,7 @@ class Intake:
 
     def pump(self) -> None:
         """Deliver as much as the credit allows, best priority first."""
-        if not self.attached or self.paused or not self._ready:
+        if not self.attached or self.paused or not self.ready:
             return
         overdue = sum(level.reader.overdue for level in self.levels if level.reader)
         free = min(self.credit - self.held - overdue, BATCH)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
-import ssl
-import subprocess
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
-from aiokafka.abc import AbstractTokenProvider
 
 from handrail.adapter import BrokerSettings, masked
 from handrail.errors import BrokerError
+from handrail_kafka.identity import PEM, Token, Trust
 
 LostPosition = Literal["stop", "earliest", "latest"]
 
@@ -30,7 +28,7 @@ _LOST = ("stop", "earliest", "latest")
 QUEUE_KEYS = ("partitions", "replication", "on_lost_position")
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class Options(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """How to speak to a cluster. Durations are seconds."""
 
     servers: tuple[str, ...]
@@ -42,7 +40,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None
     token_command: str | None = None
     tls: bool = False
-    #: Paths to PEM files.
+    #: Paths of PEM files, or PEM text itself.
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
@@ -64,53 +62,39 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     reclaim: bool = True
 
     def client(self) -> dict[str, Any]:
-        """Arguments that every client of aiokafka takes."""
+        """Arguments that every client of aiokafka takes. Raises :class:`SetupError` when certificates cannot be used."""
         found: dict[str, Any] = {
             "bootstrap_servers": list(self.servers),
             "security_protocol": ("SASL_" if self.mechanism else "") + ("SSL" if self.tls else "PLAINTEXT"),
             "metadata_max_age_ms": 60_000,
         }
-        if found["security_protocol"] == "SASL_PLAINTEXT" or found["security_protocol"] == "PLAINTEXT":
-            pass
-        else:
-            found["ssl_context"] = self._context()
+        if self.tls:
+            found["ssl_context"] = self._trust.context()
         if self.mechanism:
             found["sasl_mechanism"] = self.mechanism
             if self.mechanism == "OAUTHBEARER":
-                found["sasl_oauth_token_provider"] = _Token(self)
+                found["sasl_oauth_token_provider"] = self._token
             else:
                 found["sasl_plain_username"] = self.user
                 found["sasl_plain_password"] = self.password
         return found
 
-    def _context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self.ca)
-        context.check_hostname = self.check_hostname
-        if self.cert:
-            context.load_cert_chain(self.cert, self.key, self.key_password)
-        return context
+    @functools.cached_property
+    def _trust(self) -> Trust:
+        return Trust(self.ca, self.cert, self.key, self.key_password, check_hostname=self.check_hostname)
 
+    @functools.cached_property
+    def _token(self) -> Token:
+        return Token(self.token, self.token_command)
 
-class _Token(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
-    def __init__(self, options: Options) -> None:
-        self._options = options
-
-    async def token(self) -> str:
-        if self._options.token is not None:
-            return self._options.token
-        command = self._options.token_command
-        assert command is not None
-        done = await asyncio.to_thread(  # noqa: S604 - a command line is what the user wrote
-            subprocess.run, command, shell=True, capture_output=True, text=True, timeout=30, check=False
-        )
-        if done.returncode or not done.stdout.strip():
-            raise ValueError(f"token_command gave no token (exit code {done.returncode})")
-        return done.stdout.strip()
+    def __repr__(self) -> str:
+        return f"Options({', '.join(self.servers)})"  # no secret may stand in a traceback
 
 
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_NAMES = {"sasl": "mechanism", "password": "password", "username": "user"}
+_NAMES = {"sasl": "mechanism", "username": "user"}
 _KNOWN = {
+    "servers",
     "sasl",
     "username",
     "password",
@@ -130,6 +114,19 @@ _KNOWN = {
     "on_lost_position",
     "reclaim",
 }
+#: Options that are texts, secrets most of them: what YAML takes for a number is the text that was written.
+_TEXTS = ("user", "password", "token", "token_command", "ca", "cert", "key", "key_password")
+#: What other clients call our options.
+_ELSEWHERE = {
+    "bootstrap_servers": "servers",
+    "brokers": "servers",
+    "mechanism": "sasl",
+    "sasl_mechanism": "sasl",
+    "passphrase": "key_password",
+    "ssl": "tls",
+    "user": "username",
+}
+_FORM = "write kafka://host:9092 or kafka://a:9092,b:9092"
 
 
 def parse(settings: BrokerSettings) -> Options:
@@ -138,14 +135,37 @@ def parse(settings: BrokerSettings) -> Options:
     def wrong(text: str) -> BrokerError:
         return BrokerError(f"broker {settings.name!r}: {text}")
 
+    values, hosts, query = _split(settings, wrong)
+    # + stands for itself: it is frequent in secrets
+    given: dict[str, Any] = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True)) | dict(settings.options)
+    for name, value in given.items():
+        if name not in _KNOWN:
+            near = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, _KNOWN, 1)), None)
+            hint = f"did you mean {near!r}?" if near else f"use one of {', '.join(sorted(_KNOWN))}"
+            raise wrong(f"a Kafka broker has no option {name!r}; {hint}")
+        values[_NAMES.get(name, name)] = value
+    more = values.get("servers") or []
+    if isinstance(more, str):
+        more = more.split(",")
+    if not isinstance(more, list) or not all(isinstance(host, str) for host in more):
+        raise wrong("servers: must be a list like [a:9092, b:9092]")
+    servers = [_server(host.strip(), wrong) for host in (*hosts.split(","), *more) if host.strip()]
+    if not servers:
+        raise wrong(f"{masked(settings.url)!r} names no server; {_FORM}")
+    values["servers"] = tuple(dict.fromkeys(servers))
+    _check(values, settings, wrong)
+    return Options(**values)
+
+
+def _split(settings: BrokerSettings, wrong: Any) -> tuple[dict[str, Any], str, str]:
+    """Credentials, hosts and query of the URL. With several hosts and ports it is none that urlsplit takes apart."""
     shown = masked(settings.url)
-    # several hosts, and ports of each: nothing that urlsplit takes for one authority
     _scheme, _, rest = settings.url.partition("://")
-    if not rest:
-        raise wrong(f"{shown!r} names no server; write kafka://host:9092 or kafka://a:9092,b:9092")
     authority, _, query = rest.partition("?")
-    authority = authority.rstrip("/")
-    credentials, at, hosts = authority.rpartition("@")
+    if "@" in query and "@" not in authority and ":" in authority and not authority.rpartition(":")[2].isdecimal():
+        # what follows is shown to nobody: it may be the rest of a password
+        raise wrong("a user or password with ?, @, / or : in it must be percent-encoded in the URL, ? as %3F")
+    credentials, at, hosts = authority.rstrip("/").rpartition("@")
     if "/" in hosts:
         raise wrong(f"{shown!r} has a path, which means nothing to Kafka; leave it away, or use prefix: for names")
     values: dict[str, Any] = {}
@@ -154,29 +174,20 @@ def parse(settings: BrokerSettings) -> Options:
         values["user"] = unquote(user)
         if colon:
             values["password"] = unquote(password)
-    given: dict[str, Any] = dict(parse_qsl(query, keep_blank_values=True)) | dict(settings.options)
-    for name, value in given.items():
-        if name not in _KNOWN:
-            near = difflib.get_close_matches(name, _KNOWN, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(sorted(_KNOWN))}"
-            raise wrong(f"a Kafka broker has no option {name!r}; {hint}")
-        values[_NAMES.get(name, name)] = value
-    servers = []
-    for host in filter(None, (part.strip() for part in hosts.split(","))):
+    return values, hosts, query
+
+
+def _server(host: str, wrong: Any) -> str:
+    try:
         split = urlsplit(f"//{host}")
-        try:
-            port = split.port or 9092
-        except ValueError:
-            raise wrong(f"{host!r} is no server; write host:port") from None
-        if not split.hostname:
-            raise wrong(f"{host!r} is no server; write host:port")
-        name = f"[{split.hostname}]" if ":" in split.hostname else split.hostname
-        servers.append(f"{name}:{port}")
-    if not servers:
-        raise wrong(f"{shown!r} names no server; write kafka://host:9092 or kafka://a:9092,b:9092")
-    values["servers"] = tuple(servers)
-    _check(values, settings, wrong)
-    return Options(**values)
+        port = split.port or 9092
+        name = split.hostname or ""
+        name.encode("idna")
+    except ValueError:  # UnicodeError among them, for what can be no name
+        name = ""
+    if not name or len(host.split()) > 1:
+        raise wrong(f"{host!r} is no server; write host:port")
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
 def _check(values: dict[str, Any], settings: BrokerSettings, wrong: Any) -> None:
@@ -198,7 +209,18 @@ def _check(values: dict[str, Any], settings: BrokerSettings, wrong: Any) -> None
         raise wrong(f"on_lost_position: {values['on_lost_position']!r} is none of {', '.join(_LOST)}")
     if values.get("compression") not in (None, "gzip"):
         raise wrong(f"compression: {values['compression']!r} is not to be had; use gzip, or none")
-    if "mechanism" in values:
+    for name in _TEXTS:
+        value = values.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+            raise wrong(f"{_shown_name(name)}: must be text")  # without the value, which may be a secret
+        if value is not None:
+            values[name] = str(value)
+    _check_user(values, wrong)
+    _check_certificates(values, settings, wrong)
+
+
+def _check_user(values: dict[str, Any], wrong: Any) -> None:
+    if values.get("mechanism") is not None:
         name = str(values["mechanism"]).lower()
         if name not in _MECHANISMS:
             raise wrong(f"sasl: {values['mechanism']!r} is none of {', '.join(_MECHANISMS)}")
@@ -208,19 +230,40 @@ def _check(values: dict[str, Any], settings: BrokerSettings, wrong: Any) -> None
     elif values.get("user"):
         values["mechanism"] = "PLAIN"
     if values.get("mechanism") == "OAUTHBEARER":
-        if not (values.get("token") or values.get("token_command")):
+        token = values.get("token")
+        if not (token or values.get("token_command")):
             raise wrong("sasl: oauthbearer needs token: or token_command:")
-    elif values.get("mechanism") and not (values.get("user") and "password" in values):
+        if token and values.get("token_command"):
+            raise wrong("token and token_command exclude each other; remove one of them")
+        if token and any(not " " < letter <= "~" for letter in token.strip()):
+            raise wrong("token: holds what no token can, a blank or a line's end perhaps")
+        values["token"] = token.strip() if token else None
+    elif values.get("mechanism") and not (values.get("user") and values.get("password") is not None):
         raise wrong("sasl needs a user and a password: kafka://user:password@host:9092, or username: and password:")
+
+
+def _check_certificates(values: dict[str, Any], settings: BrokerSettings, wrong: Any) -> None:
     for name in ("ca", "cert", "key"):
-        if values.get(name):
-            values.setdefault("tls", True)
-            path = Path(settings.root, str(values[name])).expanduser()
-            if not path.is_file():
-                raise wrong(f"{name}: there is no file {path}")
-            values[name] = str(path)
-    if values.get("cert") and values.get("tls"):
-        values.setdefault("key", None)
+        given = values.get(name)
+        if not given:
+            values[name] = None
+            continue
+        if not values.setdefault("tls", True):
+            raise wrong(f"{name}: is for TLS; remove it, or tls: false")
+        text = given.strip().replace("\\n", "\n")  # a line's end is often written so in variables
+        if text.startswith(PEM):
+            values[name] = text + "\n"
+            continue
+        path = Path(settings.root, Path(given).expanduser())
+        if not path.is_file():
+            raise wrong(f"{name}: there is no file {path}")
+        values[name] = str(path)
+    if values["key"] and not values["cert"]:
+        raise wrong("key without cert; give the client certificate too")
+
+
+def _shown_name(name: str) -> str:
+    return next((shown for shown, field in _NAMES.items() if field == name), name)
 
 
 def _whole(value: Any, name: str, low: int, high: int, wrong: Any) -> int:

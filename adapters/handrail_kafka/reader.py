@@ -120,6 +120,9 @@ class Owner(Protocol):
     def resumed(self) -> None:
         """The partitions that are ours may have changed, or the server takes commits again."""
 
+    def refused(self, text: str) -> None:
+        """The cluster does not let us read and commit, for a reason that waiting does not mend. It is tried on all the same."""
+
 
 class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
     """One consumer and what is ours through it. It rebuilds itself on any doubt."""
@@ -149,9 +152,11 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._committing_since = math.inf
         #: What is wrong, in one line, or nothing.
         self.trouble = "joining the consumer group"
-        self._said = ""
+        self._said: set[str] = set()
         self._stuck: dict[TopicPartition, str] = {}
-        self.joined = asyncio.Event()
+        #: The first commit went through, or was refused: only by then it is known that we may read and commit.
+        self._answered = asyncio.Event()
+        self._proven = False
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -205,9 +210,9 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
     async def _run(self) -> None:
         pause = 0.1
         while not self._closing:
+            began = time.monotonic()
             try:
                 await self._build()
-                pause = 0.1
                 await self._fetch()
             except asyncio.CancelledError:
                 raise
@@ -217,21 +222,33 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             except Exception as error:  # noqa: BLE001 - any doubt means rebuilding
                 if self._closing:
                     return
-                self._tell(faults.explain(error, self._cluster.place))
+                self._tell_of(error)
             if not self._closing:
                 await self._stop_consumer()
                 self._rebalancing = True
                 self._lose(list(self.parts.values()))
                 self.parts.clear()
                 self._release_waiters()
+                if time.monotonic() - began > STALLED:
+                    pause = 0.1
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 5.0)
 
     def _tell(self, text: str) -> None:
         self.trouble = text
-        if text != self._said:
-            self._said = text
+        if text not in self._said:
+            self._said.add(text)
             log.error(text, group=self.group)
+
+    def _tell_of(self, error: BaseException) -> None:
+        text = faults.explain(error, self._cluster.place)
+        if self._proven or not faults.is_fatal(error):
+            self._tell(text)
+            return
+        self.trouble = text
+        if not self._answered.is_set():  # told once: one missing right shows in several ways
+            self._answered.set()
+            self._owner.refused(text)
 
     async def _build(self) -> None:
         options = self._cluster.options
@@ -381,8 +398,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             for part in parts:
                 part.dirty = True
             self._waiters += waiters
-            if isinstance(error, faults.FATAL):
-                self._tell(faults.explain(error, self._cluster.place))
+            if faults.is_fatal(error):
+                self._tell_of(error)
             log.debug("a commit failed and will be tried again", group=self.group, error=repr(error))
             await asyncio.sleep(0.05)
             if not self._closing:
@@ -395,7 +412,11 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
+        if not self._stuck:
+            self._said.clear()
         self._wake.set()
+        self._answered.set()
+        self._proven = True
         if late:
             self._owner.resumed()
         return True
@@ -434,7 +455,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             try:
                 await self._assign(list(assigned))
             except (errors.KafkaError, OSError, TimeoutError) as error:
-                self._tell(faults.explain(error, self._cluster.place))
+                self._tell_of(error)
                 await asyncio.sleep(0.2)
             else:
                 return
@@ -481,9 +502,10 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         if stuck:
             self._tell(next(iter(stuck.values())))
         else:
-            self.trouble = self._said = ""
+            self.trouble = ""
         self._rebalancing = False
-        self.joined.set()
+        if not parts:
+            self._answered.set()  # nothing to commit: others have all of it, or nobody can say where to begin
         self._dirty.set()
         self._wake.set()
         self._owner.resumed()
@@ -536,10 +558,13 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
     # --- doubts -------------------------------------------------------------------------------------------------------
 
     async def settled_start(self, patience: float) -> None:
-        """Returns when the partitions are known and their first records, if any, are here; after *patience* at the latest."""
+        """Returns when the partitions are known and their first records, if any, are here; after *patience* at the latest.
+
+        By then the owner knows if the cluster refuses us.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                await self.joined.wait()
+                await self._answered.wait()
                 tps = list(self.parts)
                 ends = await self._cluster.ends(tps)
                 while not any(part.tracker.unfinished for part in self.parts.values()) and any(
