@@ -167,7 +167,12 @@ class Cluster:
 
     async def refresh(self) -> None:
         """Learn which topics there are."""
-        metadata = await self._client._client.fetch_all_metadata()
+        client = self._client._client
+        try:
+            metadata = await client.fetch_all_metadata()
+        except errors.KafkaError:
+            # a server ends connections that were idle or whose token has ended, and this one learns of it only now
+            metadata = await client.fetch_all_metadata()
         found = {}
         for topic in metadata.topics():
             if partitions := metadata.partitions_for_topic(topic):

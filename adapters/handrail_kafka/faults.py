@@ -68,7 +68,7 @@ def is_refusal(error: BaseException) -> bool:
 
 def explain(error: BaseException, place: str) -> str:
     """One line: what, where, what to do. *place* is the masked URL."""
-    detail = str(error).replace("\n", " ").strip()
+    detail = str(error).replace("\n", " ").strip().removeprefix(f"{type(error).__name__}: ")
     match error:
         case BrokerError():
             return str(error)

@@ -60,7 +60,7 @@ class Outbox:
                 call.settle(index, TooLargeError(f"{size} bytes with its headers; Kafka's topics take {TOPIC_BATCH}"))
                 continue
             topics[topic] = queue
-            placed.append((topic, Entry(call, index, key, message.body, headers)))
+            placed.append((topic, Entry(call, index, key, wire.value_of(message), headers)))
         try:
             async with asyncio.timeout(timeout):
                 await self._ensure(topics)

@@ -57,7 +57,7 @@ class Entry:
 
     __slots__ = ("call", "headers", "index", "key", "value")
 
-    def __init__(self, call: Call, index: int, key: bytes | None, value: bytes, headers: Headers) -> None:
+    def __init__(self, call: Call, index: int, key: bytes | None, value: bytes | None, headers: Headers) -> None:
         self.call = call
         self.index = index
         self.key = key
@@ -218,7 +218,7 @@ class _Lane:
                 self._waiting.popleft()
                 entry.call.settle(entry.index, SendError("given up before it was sent"))
                 continue
-            size += len(entry.value)
+            size += len(entry.value or b"")
             if batch and (size > BATCH_BYTES or len(batch) >= 5000):
                 break
             batch.append(self._waiting.popleft())

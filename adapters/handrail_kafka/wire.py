@@ -60,12 +60,20 @@ class Native(msgspec.Struct, frozen=True):
     key: bytes | None = None
     #: Its own headers as they were, when names come twice or values are null.
     headers: tuple[tuple[str, bytes | None], ...] | None = None
+    #: It had no value at all: a tombstone, for topics that keep the last of each key.
+    null: bool = False
 
 
 def key_of(message: Message) -> bytes | None:
     if message.key is not None:
         return message.key.encode()
     return message.native.key if isinstance(message.native, Native) else None
+
+
+def value_of(message: Message) -> bytes | None:
+    if isinstance(message.native, Native) and message.native.null and not message.body:
+        return None
+    return message.body
 
 
 def headers_of(message: Message, target: str = "") -> Headers:
@@ -162,8 +170,9 @@ def message_of(record: Record, queue: str) -> Message:
         }
         if len(message.headers) < len(theirs) or any(value is None for _name, value in theirs):
             raw_headers = tuple(theirs)
-    if raw_key is not None or raw_headers is not None:
-        message.native = Native(raw_key, raw_headers)
+    null = record.value is None
+    if null or raw_key is not None or raw_headers is not None:
+        message.native = Native(raw_key, raw_headers, null)
     if len(ours) > 1 or (ours and ID not in ours):
         apply_metadata(message, ours)
         priority = ours.get(PRIORITY, "")

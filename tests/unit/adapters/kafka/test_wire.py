@@ -38,6 +38,16 @@ def test_foreign_headers_survive_twice_null_and_binary() -> None:
     assert [one for one in again.headers if not one[0].startswith("handrail-")] == theirs
 
 
+def test_a_tombstone_stays_one() -> None:
+    """A record without a value is a message with an empty body, and has no value again after a republish."""
+    record = Record(key=b"k", value=None)
+
+    assert wire.message_of(record, "q").body == b""
+    message = wire.message_of(record, "q")
+    assert (wire.key_of(message), wire.value_of(message)) == (b"k", None)
+    assert wire.value_of(wire.message_of(Record(value=b""), "q")) == b""
+
+
 def test_a_key_that_is_no_text_survives() -> None:
     """Its partition depends on it, so it is kept as it is."""
     assert back(Record(key=b"\xff\xfe")).key == b"\xff\xfe"
