@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ from handrail_rabbitmq.topology import Topology
 log = get_logger("handrail.rabbitmq")
 
 T = TypeVar("T")
+
+_UNNAMED = re.compile(r"amq\.gen-[\w-]+")
 
 #: Seconds between two looks whether messages flow, and for which some must have waited in vain until everything is rebuilt.
 WATCH_EVERY, STUCK_AFTER = 4.0, 30.0
@@ -96,8 +99,8 @@ class RabbitMQAdapter:
         self._intakes: list[Intake] = []
         # those whose channel the server closed, until they have another
         self._beginning: set[Intake] = set()
-        #: What a server that came back refused, empty when nothing.
-        self._fault = ""
+        #: What the server refuses of each queue, until it does not any more.
+        self._faults: dict[str, str] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._control: Channel | None = None
         self._control_queue = ""
@@ -339,25 +342,27 @@ class RabbitMQAdapter:
         """On a new connection: everything that was on the last one."""
         self._topology.forget()
         self._control = None
-        self._fault = ""
         specs = list(self._specs.values())
         for some in [specs] if self._topology.never else [[spec] for spec in specs]:
             try:
                 await self._topology_declare(some)
+                for one in some:
+                    self._faults.pop(one.name, None)
             except BrokerError as error:
                 if not self._link.up:
                     raise GoneError(self._link.trouble) from error
-                self._fault = str(error)
-                log.error("a queue cannot be used", queue=", ".join(one.name for one in some), reason=str(error))
+                self._refused("a queue cannot be used", [one.name for one in some], error)
         self._intakes = [intake for intake in self._intakes if not intake.cancelled]
         for intake in self._intakes:
             try:
                 await self._begin(intake)
-            except BrokerError as error:
+            except (GoneError, BrokerError) as error:
                 if not self._link.up:
                     raise GoneError(self._link.trouble) from error
-                self._fault = str(error)
-                log.error("cannot subscribe", queue=intake.spec.name, reason=str(error))
+                if isinstance(error, GoneError) and error.code != FORBIDDEN:
+                    raise
+                self._refused("cannot subscribe", [intake.spec.name], error)
+                self._spawn(self._again(intake))
 
     async def _topology_declare(self, specs: list[QueueSpec]) -> None:
         self._link.usable()  # declaring waits for a connection that is ready, and this is part of making it so
@@ -390,19 +395,24 @@ class RabbitMQAdapter:
                     await self._topology.declare([intake.spec])
                     await self._begin(intake)
                     await intake.settled_in()
-                except (GoneError, BrokerError) as failure:
-                    error = str(failure)
-                    if isinstance(failure, GoneError) and failure.code == FORBIDDEN:
-                        error = str(self._topology.refusal(failure))
-                    if error != self._fault:
-                        self._fault = error
-                        log.error("cannot subscribe", queue=intake.spec.name, reason=error)
+                except (GoneError, BrokerError) as error:
+                    self._refused("cannot subscribe", [intake.spec.name], error)
                     continue
                 if intake.channel is not None:
-                    self._fault = ""
+                    self._faults.pop(intake.spec.name, None)
                     return
         finally:
             self._beginning.discard(intake)
+
+    def _refused(self, event: str, queues: list[str], error: GoneError | BrokerError) -> None:
+        """Tell it, once, and remember it for :meth:`health`."""
+        if isinstance(error, GoneError) and error.code == FORBIDDEN:
+            error = self._topology.refusal(error)
+        # the server names a queue that it made a name for, a new one at each try
+        reason = _UNNAMED.sub("amq.gen", str(error))
+        if any(self._faults.get(queue) != reason for queue in queues):
+            log.error(event, queue=", ".join(queues), reason=reason)
+        self._faults |= dict.fromkeys(queues, reason)
 
     def _undue(self, delivery: Delivery) -> bool:
         """Put a delivery back that is not due: its delay was longer than the delays reach."""
@@ -576,8 +586,8 @@ class RabbitMQAdapter:
         for link in self._links:
             if link.state:
                 return Health(up=False, detail=f"{self.place}: {link.state}")
-        if self._fault:
-            return Health(up=False, detail=self._fault)
+        for fault in self._faults.values():
+            return Health(up=False, detail=fault)
         for intake in self._intakes:
             if not intake.subscribed:
                 return Health(up=False, detail=f"{self.place}: not subscribed to {intake.spec.name!r}")

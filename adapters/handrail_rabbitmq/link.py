@@ -21,8 +21,13 @@ from handrail_rabbitmq.place import Place
 
 log = get_logger("handrail.rabbitmq")
 
-# without any handler logging prints pika's own account of every refused connection to standard error
-logging.getLogger("pika").addHandler(logging.NullHandler())
+# pika tells every refused connection in five lines, and each that is made in four; ours say the same in one. Whoever set a
+# level of its own, before or after, sees them
+_pika = logging.getLogger("pika")
+if _pika.level == logging.NOTSET:
+    _pika.setLevel(logging.CRITICAL)
+# without any handler logging would print what is left to standard error
+_pika.addHandler(logging.NullHandler())
 
 #: Seconds between tries to connect: the first, and the most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0

@@ -178,7 +178,7 @@ class Publisher:
             await asyncio.wait([finished], timeout=timeout)
         if left:
             why = self._link.state or "the server does not confirm"
-            failure = SendTimeoutError(f"not confirmed within {timeout:g}s: {self._link.place.shown}: {why}")
+            failure = SendTimeoutError(f"not confirmed within {timeout:.3g}s: {self._link.place.shown}: {why}")
             for index, item in enumerate(items):
                 if not item.gone and index not in errors:
                     item.gone = True
