@@ -22,7 +22,7 @@ import handrail_column
 from measures import MEASURES, Measure, Plan, Values
 from rich.console import Console
 from rich.table import Table
-from servers import RABBITMQ, Server, UnavailableError
+from servers import KAFKA, RABBITMQ, Server, UnavailableError
 
 import handrail
 
@@ -51,6 +51,7 @@ BROKERS = (
     Broker("sqlite", "raw_sqlite.py", "sqlite:.platform/queues.db", 1_000_000),
     Broker("rabbitmq", "raw_rabbitmq.py", "queue_type=quorum", 100_000, RABBITMQ, ("--kind=quorum",)),
     Broker("rabbitmq-classic", "raw_rabbitmq.py", "queue_type=classic", 100_000, RABBITMQ, ("--kind=classic",)),
+    Broker("kafka", "raw_kafka.py", "", 500_000, KAFKA),
 )
 
 
@@ -92,7 +93,9 @@ class _Bench:
         """Measure each of *brokers*, whose server is at the URL *server*, and print its table."""
         for broker in brokers:
             began = time.monotonic()
-            url = f"{server}{'&' if '?' in server else '?'}{broker.url}" if server else broker.url
+            url = (
+                server + ("&" if "?" in server else "?") + broker.url if server and broker.url else server or broker.url
+            )
             plan = self._plan(broker)
             # the raw client right before ours: both meet the same machine in the same mood
             self.say(f"{broker.name}: raw client")

@@ -62,3 +62,4 @@ class Server:
 
 _SCRIPTS = HERE.parent / "scripts" / "brokers"
 RABBITMQ = Server("amqp", "HANDRAIL_TEST_RABBITMQ", _SCRIPTS / "rabbitmq.py", "raw_rabbitmq.py")
+KAFKA = Server("kafka", "HANDRAIL_TEST_KAFKA", _SCRIPTS / "kafka.py", "raw_kafka.py")
