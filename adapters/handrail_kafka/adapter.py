@@ -1,4 +1,8 @@
-"""The adapter for Kafka: the port's face towards the caller's event loop. All of aiokafka is on a thread of its own."""
+"""The adapter for Kafka: the port's face. All of it, aiokafka included, lives on the loop that opened it.
+
+No user code runs on that loop (a dispatcher's, a publisher's), so that heartbeats need no thread of their own; a thread
+would cost each message two ways through the GIL.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,7 @@ from handrail.errors import BrokerError, SendError, SendTimeoutError
 from handrail.logger import get_logger
 from handrail.message import Message
 from handrail_kafka import faults
+from handrail_kafka.asks import Asks
 from handrail_kafka.cluster import Cluster
 from handrail_kafka.control import Control
 from handrail_kafka.deaths import Deaths
@@ -46,7 +51,6 @@ from handrail_kafka.producer import Producer
 from handrail_kafka.progress import MOST_COUNTS
 from handrail_kafka.reader import Part, Reader
 from handrail_kafka.shelf import Shelf
-from handrail_kafka.thread import Thread
 
 T = TypeVar("T")
 
@@ -72,7 +76,7 @@ _CAPABILITIES: Mapping[Capability, bool | str] = {
     Capability.PURGE: True,
     Capability.DEPTH: "delayed up to 20,000; active of other workers a tenth of a second old",
     Capability.CRASHES: "of workers on the same machine",
-    Capability.DEAD_WORKER: "on the same machine while another runs, else after `session_timeout` (10 s)",
+    Capability.DEAD_WORKER: "after `session_timeout` (10 s)",
     Capability.PROCESSES: "as many as the topic has partitions",
     Capability.MACHINES: "as many as the topic has partitions",
     Capability.FAIR: "no; each worker has partitions of its own",
@@ -103,7 +107,7 @@ class KafkaAdapter:
         self.capabilities = able
         self._role: Role = "client"
         self._pid = os.getpid()
-        self._thread: Thread | None = None
+        self._asks: Asks | None = None
         self._core: _Core | None = None
         # aiokafka logs each lost connection with a traceback; what users must know is said here, once
         logger = logging.getLogger("aiokafka")
@@ -121,55 +125,56 @@ class KafkaAdapter:
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def open(self, role: Role) -> None:
-        if self._thread is not None:
+        if self._asks is not None:
             raise BrokerError(f"{self.place}: is open already")
         self._role = role
         self._pid = os.getpid()
-        self._thread = Thread()
-        home = asyncio.get_running_loop()
+        self._asks = Asks()
         try:
             deaths = Deaths(self.board if role == "worker" else None)
-            self._core = await self._thread.run(_make(self._options, self._names, self.place, role, home, deaths))
+            self._core = _Core(self._options, self._names, self.place, role, deaths)
             await self._run(self._core.open())
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        thread, self._thread = self._thread, None
+        asks, self._asks = self._asks, None
         core, self._core = self._core, None
-        if thread is None or self._pid != os.getpid():
+        if asks is None or self._pid != os.getpid():
             return
-        if core is not None:
-            core.closed = True
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(thread.run(core.close()), 45.0)
-        await thread.stop()
+        if core is None:
+            return
+        core.closed = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(core.flush(), 45.0)
+        await asks.end()
+        await core.end()
 
-    def _open_core(self) -> tuple[Thread, _Core]:
-        if self._thread is None or self._core is None:
+    def _open_core(self) -> tuple[Asks, _Core]:
+        if self._asks is None or self._core is None:
             raise BrokerError(f"{self.place}: is not open")
         if self._pid != os.getpid():
             raise BrokerError(f"{self.place}: was opened before this process forked; open an adapter of its own here")
-        return self._thread, self._core
+        return self._asks, self._core
 
     async def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._thread is None:
+        if self._asks is None:
             coroutine.close()
             raise BrokerError(f"{self.place}: is not open")
         try:
-            return await self._thread.run(coroutine)
+            return await self._asks.run(coroutine)
         except (errors.KafkaError, OSError) as error:
             raise BrokerError(faults.explain(error, self.place)) from error
 
     async def _ask(self, call: Callable[[_Core], Coroutine[Any, Any, T]]) -> T:
-        _thread, core = self._open_core()
+        _asks, core = self._open_core()
         if not core.cluster.connected and core.trouble:
             raise BrokerError(core.trouble)
         return await self._run(call(core))
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
-        _thread, core = self._open_core()
+        _asks, core = self._open_core()
         for queue in queues:
             of_queue(self._options, queue.name, queue.options)
         await self._run(core.declare(list(queues)))
@@ -177,26 +182,25 @@ class KafkaAdapter:
     # --- messages -----------------------------------------------------------------------------------------------------
 
     async def publish(self, messages: Sequence[Message], timeout: float) -> dict[int, SendError]:
-        _thread, core = self._open_core()
+        _asks, core = self._open_core()
         if not messages:
             return {}
         return await self._run(core.outbox.publish(messages, timeout, lambda: core.trouble))
 
     async def subscribe(self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost) -> Subscription:
-        thread, core = self._open_core()
+        asks, core = self._open_core()
         intake = await self._run(core.attach(queue, credit, deliver, lost, self._give_back))
-        return _Subscription(thread, core, intake, self._give_back)
+        return _Subscription(asks, core, intake)
 
     def _give_back(self, deliveries: list[Delivery]) -> None:
-        thread, core = self._thread, self._core
-        if thread is not None and core is not None:
-            settlements = [Settlement(delivery, Verb.RELEASE) for delivery in deliveries]
-            thread.post(lambda: core.spawn(core.settle(settlements)))
+        core = self._core
+        if core is not None:
+            core.spawn(core.settle([Settlement(delivery, Verb.RELEASE) for delivery in deliveries]))
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:
-        thread, core = self._open_core()
+        asks, core = self._open_core()
         try:
-            return await thread.run(core.settle(settlements))
+            return await asks.run(core.settle(settlements))
         except asyncio.CancelledError:
             if core.closed:
                 raise BrokerError(f"{self.place}: closed") from None
@@ -228,19 +232,13 @@ class KafkaAdapter:
         if self._pid != os.getpid():
             return Health(up=False, detail=f"{self.place}: was opened before this process forked")
         if time.monotonic() - core.beat > 10.0:
-            return Health(up=False, detail=f"{self.place}: the thread that talks to Kafka does not answer")
+            return Health(up=False, detail=f"{self.place}: the event loop that talks to Kafka does not turn")
         trouble = core.health()
         return Health(up=not trouble, detail=trouble or self.place)
 
 
-async def _make(
-    options: Options, names: Names, place: str, role: Role, home: asyncio.AbstractEventLoop, deaths: Deaths
-) -> _Core:
-    return _Core(options, names, place, role, home, deaths)
-
-
 class _Core:
-    """What lives on the adapter's own loop."""
+    """What there is of an adapter while it is open."""
 
     def __init__(
         self,
@@ -248,7 +246,6 @@ class _Core:
         names: Names,
         place: str,
         role: Role,
-        home: asyncio.AbstractEventLoop,
         deaths: Deaths,
     ) -> None:
         self._options = options
@@ -256,11 +253,10 @@ class _Core:
         self._names = names
         self._place = place
         self._role = role
-        self._home = home
         self.cluster = Cluster(options, place)
         self.producer = Producer(self.cluster, self._told)
         self.outbox = Outbox(self.cluster, names, self.producer, self._created)
-        self.forwarder = Forwarder(self.cluster, names, self.outbox, deaths, lambda: self.trouble)
+        self.forwarder = Forwarder(self.cluster, names, self.outbox, lambda: self.trouble)
         self.intakes: dict[str, Intake] = {}
         self._specs: dict[str, QueueSpec] = {}
         self.control = Control(self.cluster, names.control, self.producer, self._parts)
@@ -298,7 +294,6 @@ class _Core:
         await self.cluster.connect()
         await self.cluster.refresh()
         if self._role == "worker":
-            await self._bury()
             self.forwarder.start()
             self.control.look()
 
@@ -334,18 +329,12 @@ class _Core:
                 continue
             try:
                 await self.cluster.refresh()
-                await self._bury()
             except (errors.KafkaError, OSError, TimeoutError) as error:
                 self._told(error)
                 continue
             self._told(None)
             self.control.look()
             await self._look_now()
-
-    async def _bury(self) -> None:
-        """Tell the groups of workers of this machine that died, rather than have them wait for `session_timeout`."""
-        for group, member in self._deaths.orphans():
-            await self.cluster.leave(group, member)
 
     async def _look_now(self) -> None:
         for intake in list(self.intakes.values()):
@@ -371,7 +360,8 @@ class _Core:
             log.info("the cluster answers again", place=self._place)
         self._said = self.trouble = text
 
-    async def close(self) -> None:
+    async def flush(self) -> None:
+        """Take nothing more; commit and send what is on its way."""
         for intake in self.intakes.values():
             intake.attached = False
             self._let_go(intake)
@@ -382,9 +372,17 @@ class _Core:
             return_exceptions=True,
         )
         await self.producer.close()
-        for task in list(self._tasks):
-            if task is not asyncio.current_task():
-                task.cancel()
+
+    async def end(self) -> None:
+        """Leave nothing of it on the loop: after :meth:`flush`, and when nobody asks for anything any more."""
+        tasks = self._tasks - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=5.0)
+        # what was asked for before closing may have made one more
+        await asyncio.gather(*(intake.stop() for intake in self.intakes.values()), return_exceptions=True)
+        await self.producer.close()
         await self.cluster.close()
         self._deaths.end()
 
@@ -456,7 +454,7 @@ class _Core:
         if intake is not None and not intake.attached and intake.held == 0 and not intake.levels:
             intake = None
         if intake is None:
-            intake = Intake(self.cluster, queue, options, self._names.levels(queue.name), self._home, self._deaths)
+            intake = Intake(self.cluster, queue, options, self._names.levels(queue.name), self._deaths)
             self.intakes[queue.name] = intake
         intake.spec = queue
         try:
@@ -626,20 +624,17 @@ class _Core:
 class _Subscription:
     """Implements ``handrail.adapter.Subscription``."""
 
-    def __init__(
-        self, thread: Thread, core: _Core, intake: Intake, give_back: Callable[[list[Delivery]], None]
-    ) -> None:
-        self._thread = thread
+    def __init__(self, asks: Asks, core: _Core, intake: Intake) -> None:
+        self._asks = asks
         self._core = core
         self._intake = intake
-        self._give_back = give_back
         self._cancelled = False
 
     def set_credit(self, credit: int) -> None:
         more = credit > self._intake.credit
         self._intake.credit = credit
         if more and not self._core.closed:
-            self._thread.post(self._intake.later)
+            self._intake.later()
 
     def pause(self) -> None:
         self._intake.paused = True
@@ -652,7 +647,7 @@ class _Subscription:
             # through the loop, since a deliver within the caller's own call is nothing that callers expect
             asyncio.get_running_loop().call_soon(intake.arrive, waiting)
         if not self._core.closed:
-            self._thread.post(intake.later)
+            intake.later()
 
     async def cancel(self) -> None:
         if self._cancelled:
@@ -662,4 +657,4 @@ class _Subscription:
         if self._core.closed:
             return
         waiting = self._intake.take_waiting()
-        await self._thread.run(self._core.detach(self._intake, waiting))
+        await self._asks.run(self._core.detach(self._intake, waiting))

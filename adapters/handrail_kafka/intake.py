@@ -1,7 +1,7 @@
 """One queue in this worker: its levels of priority, what was fetched of each, and how much may be in the worker's hands.
 
-It decides which message comes next; what becomes of it is decided elsewhere. It lives on the adapter's own loop, but for
-:meth:`Intake.arrive` and what it calls, which run on the loop of whoever subscribed.
+It decides which message comes next; what becomes of it is decided elsewhere. The subscriber is called in a turn of the loop
+of its own, never within a call that it makes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from handrail.logger import get_logger
 from handrail.message import DEFAULT_PRIORITY, Message
 from handrail_kafka import wire
 from handrail_kafka.cluster import Cluster
-from handrail_kafka.deaths import Deaths, Left
+from handrail_kafka.deaths import Deaths
 from handrail_kafka.options import TopicOptions
 from handrail_kafka.progress import MOST_COUNTS, Counts
 from handrail_kafka.reader import Part, Reader
@@ -79,10 +79,7 @@ class Level:
         return self.intake.deaths.board
 
     def bereaved(self, part: Part, board: str) -> None:
-        part.left = self.intake.deaths.left(board, self.intake.spec.name)
-
-    def member(self, group: str, name: str) -> None:
-        self.intake.deaths.member(group, name)
+        part.suspects = self.intake.deaths.suspects(board, self.intake.spec.name)
 
     def take(self, part: Part, records: list[ConsumerRecord]) -> None:
         self.waiting += len(records)
@@ -145,14 +142,13 @@ class Intake:
         spec: QueueSpec,
         options: TopicOptions,
         levels: dict[int, str],
-        home: asyncio.AbstractEventLoop,
         deaths: Deaths,
     ) -> None:
         self._cluster = cluster
         self.deaths = deaths
         self.spec = spec
         self.options = options
-        self._home = home
+        self._loop = asyncio.get_running_loop()
         #: Topics by the lowest priority in them, best first.
         self._topics = dict(sorted(levels.items(), reverse=True))
         self.levels: list[Level] = []
@@ -163,11 +159,11 @@ class Intake:
         self.ready = False
         self._deliver: Deliver | None = None
         self._lost: Lost | None = None
-        self._waiting: list[Delivery] = []  # on the home loop: came while paused
+        self._waiting: list[Delivery] = []  # came while paused
         self._pumping = False
         self._give_back: Callable[[list[Delivery]], None] = lambda _deliveries: None
 
-    # --- life, on the adapter's loop ----------------------------------------------------------------------------------
+    # --- life ---------------------------------------------------------------------------------------------------------
 
     async def attach(
         self, credit: int, deliver: Deliver, lost: Lost, give_back: Callable[[list[Delivery]], None]
@@ -224,7 +220,7 @@ class Intake:
     def trouble(self) -> str:
         return next((level.reader.trouble for level in self.levels if level.reader and level.reader.trouble), "")
 
-    # --- flow, on the adapter's loop ----------------------------------------------------------------------------------
+    # --- flow ---------------------------------------------------------------------------------------------------------
 
     def pump(self) -> None:
         """Deliver as much as the credit allows, best priority first."""
@@ -245,8 +241,11 @@ class Intake:
                 message = wire.message_of(record, name)
                 if part.counts and record.offset in part.counts:
                     put_counts(message, part.counts[record.offset])
-                if part.left is not None and self._was_done(part, part.left, record, message):
-                    continue
+                if part.suspects and record.offset < part.suspect_below and message.id in part.suspects:
+                    message.crashes = max(message.crashes, part.suspects.pop(message.id) + 1)
+                    if len(part.counts) < MOST_COUNTS or self.ordered:
+                        part.counts[record.offset] = counts_of(message)
+                        part.dirty = True
                 delivery = Delivery(message, Tag(level, part, record))
                 if self.ordered:
                     delivery.sequence = part.tp if self.spec.order == "partition" else record.key
@@ -260,27 +259,9 @@ class Intake:
                     level.reader.poke()
         if batch:
             self.held += len(batch)
-            self._home.call_soon_threadsafe(self.arrive, batch)
+            self._loop.call_soon(self.arrive, batch)
             if self.credit > self.held:
-                asyncio.get_running_loop().call_soon(self.pump)
-
-    def _was_done(self, part: Part, left: Left, record: ConsumerRecord, message: Message) -> bool:
-        """Whether the worker that died had completed it; if it was running it then, that counts as a crash."""
-        if record.offset >= part.left_below:
-            return False
-        crashes = left.running.pop(message.id, None)
-        if crashes is not None:
-            message.crashes = max(message.crashes, crashes + 1)
-            if len(part.counts) < MOST_COUNTS or self.ordered:
-                part.counts[record.offset] = counts_of(message)
-                part.dirty = True
-        # an id that a sender chose, or a stranger, may be that of another message too
-        elif message.id in left.completed and message.sent_at and not message.send:
-            left.completed.discard(message.id)
-            part.finish(record.offset)
-            part.reader.touched()
-            return True
-        return False
+                self._loop.call_soon(self.pump)
 
     def settled(self, count: int) -> None:
         """*count* deliveries are no longer in hand."""
@@ -298,20 +279,20 @@ class Intake:
                 lost.append(delivery)
         if lost:
             self.held -= len(lost)
-            self._home.call_soon_threadsafe(self._tell_lost, lost)
+            self._loop.call_soon(self._tell_lost, lost)
 
     def later(self) -> None:
         """Pump in this turn of the loop, once however often it is asked for."""
         if not self._pumping:
             self._pumping = True
-            asyncio.get_running_loop().call_soon(self._pump_now)
+            self._loop.call_soon(self._pump_now)
 
     def _pump_now(self) -> None:
         self._pumping = False
         self.pump()
         self.poke()
 
-    # --- on the subscriber's loop -------------------------------------------------------------------------------------
+    # --- to the subscriber --------------------------------------------------------------------------------------------
 
     def arrive(self, batch: list[Delivery]) -> None:
         if not self.attached:

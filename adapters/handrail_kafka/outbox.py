@@ -1,6 +1,6 @@
 """Where messages go: to the topic of their queue and priority, or among the delays until they are due.
 
-It makes topics that are missing, checks sizes, and tells the fate of each message. It lives on the adapter's own loop.
+It makes topics that are missing, checks sizes, and tells the fate of each message.
 """
 
 from __future__ import annotations

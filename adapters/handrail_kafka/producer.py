@@ -19,6 +19,7 @@ from handrail.errors import SendError
 from handrail.logger import get_logger
 from handrail_kafka import faults
 from handrail_kafka.cluster import TOPIC_BATCH, Cluster
+from handrail_kafka.ending import end_producer
 from handrail_kafka.wire import Headers
 
 log = get_logger("handrail.kafka")
@@ -66,7 +67,7 @@ class Entry:
 
 
 class Producer:
-    """All records on their way to one cluster. It lives on the adapter's own loop."""
+    """All records on their way to one cluster."""
 
     def __init__(self, cluster: Cluster, trouble: Callable[[BaseException | None], None]) -> None:
         self._cluster = cluster
@@ -111,7 +112,7 @@ class Producer:
                 async with asyncio.timeout(BATCH_PATIENCE):
                     await old.stop()
             except (TimeoutError, errors.KafkaError, OSError):
-                await old.client.close()
+                await end_producer(old)
 
         task = asyncio.get_running_loop().create_task(stop())
         self._old.add(task)
@@ -198,6 +199,10 @@ class _Lane:
                             break
                     builder.close()
                     await (await client.send_batch(builder, self._tp.topic, partition=self._tp.partition))
+                except asyncio.CancelledError:
+                    for entry in batch:
+                        entry.call.settle(entry.index, SendError("closed before it was known to be stored"))
+                    raise
                 except (errors.KafkaError, OSError, TimeoutError) as error:
                     failed = max(failed, number)
                     singly = await self._failed(error, batch, singly)

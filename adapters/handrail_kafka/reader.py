@@ -1,6 +1,6 @@
 """A member of a consumer group: it fetches, keeps what is finished of each partition, commits it, and lives through rebalances.
 
-What becomes of the records is its owner's affair. It lives on the adapter's own loop. A partition's ``Part`` is the epoch:
+What becomes of the records is its owner's affair. A partition's ``Part`` is the epoch:
 what was delivered of a part that is lost can never be settled.
 """
 
@@ -21,7 +21,7 @@ from aiokafka.structs import OffsetAndMetadata
 from handrail.logger import get_logger
 from handrail_kafka import faults, progress
 from handrail_kafka.cluster import Cluster
-from handrail_kafka.deaths import Left
+from handrail_kafka.ending import end_consumer
 from handrail_kafka.options import LostPosition
 from handrail_kafka.progress import MOST_HELD, SAFE_SPAN, Counts, Stand, Tracker
 
@@ -50,14 +50,14 @@ class Part:
         "dirty",
         "full",
         "held",
-        "left",
-        "left_below",
         "lost",
         "marks",
         "moved_at",
         "ours",
         "reader",
         "reclaimed",
+        "suspect_below",
+        "suspects",
         "told_held",
         "tp",
         "tracker",
@@ -83,9 +83,9 @@ class Part:
         self.reclaimed = 0
         #: Of messages that were given back where they lie, or wait there for their next attempt.
         self.counts: dict[int, Counts] = dict(stand.counts)
-        #: What the worker that had it before left behind when it died, among the offsets below the second.
-        self.left: Left | None = None
-        self.left_below = 0
+        #: What the worker that had it before was running when it died: id → crashes before. For offsets below the second.
+        self.suspects: dict[str, int] = {}
+        self.suspect_below = 0
 
     def finish(self, offset: int) -> None:
         self.tracker.finish(offset)
@@ -108,9 +108,6 @@ class Owner(Protocol):
 
     def bereaved(self, part: Part, board: str) -> None:
         """*part* was with the worker of *board* before; it may have died."""
-
-    def member(self, group: str, name: str) -> None:
-        """We are in *group* as *name* from now on; with an empty name, no longer."""
 
     def take(self, part: Part, records: list[ConsumerRecord]) -> None:
         """*records* came and are not finished."""
@@ -182,11 +179,11 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         watch.cancel()
         # the fetch is never cancelled: it ends by itself within its own timeout, or when its consumer stops
         await self._stop_consumer()
-        self._owner.member(self.group, "")
         await asyncio.wait([run], timeout=5.0)
         commit.cancel()
         run.cancel()
         await asyncio.gather(run, commit, watch, return_exceptions=True)
+        await self._stop_consumer()  # one that was being built when this began
         self._lose(list(self.parts.values()))
         self.parts.clear()
         self._release_waiters()
@@ -199,6 +196,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                     await consumer.stop()
             except (TimeoutError, errors.KafkaError, OSError) as error:
                 log.debug("a consumer did not stop in order", group=self.group, error=str(error))
+                await end_consumer(consumer)
 
     def subscribe(self, topics: Iterable[str]) -> None:
         """Read *topics* from now on."""
@@ -270,7 +268,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             max_poll_interval_ms=2**31 - 1,
             rebalance_timeout_ms=int((self._revoke_wait + 30.0) * 1000),
             session_timeout_ms=session,
-            heartbeat_interval_ms=min(1000, session // 3),  # by the answer to one it learns that others join or leave
+            heartbeat_interval_ms=min(3000, session // 3),
             fetch_max_wait_ms=250,
             max_partition_fetch_bytes=4 << 20,
             request_timeout_ms=int((self._revoke_wait + 40.0) * 1000),
@@ -470,7 +468,6 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         if consumer is None:
             return
         coordinator = consumer._coordinator
-        self._owner.member(self.group, coordinator.member_id)
         # the generation right after ours: nobody else can have had a partition that we have again
         unbroken = coordinator.generation == self._generation + 1
         parts: dict[TopicPartition, Part] = {}
@@ -494,7 +491,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                     continue
                 stand, position = start
                 part = parts[tp] = Part(self, tp, stand, position)
-                part.left_below = ends[tp]
+                part.suspect_below = ends[tp]
                 if stand.board:
                     self._owner.bereaved(part, stand.board)
         gone = [part for tp, part in self.parts.items() if parts.get(tp) is not part]
