@@ -1,4 +1,4 @@
-# make run · make test · make check · make bench · make chaos · make readme · make clean
+# make run · make test · make check · make bench · make chaos · make brokers · make brokers-down · make readme · make clean
 # Needs Python 3.11 or newer and make; everything else is installed into .venv, once.
 #
 #   make run ARGS="--help"            further arguments for the command
@@ -10,7 +10,7 @@ PYTHON =
 RUN = @PYTHON="$(PYTHON)" sh .ci/environment run
 DEV = @PYTHON="$(PYTHON)" sh .ci/environment dev
 
-.PHONY: run test lint check bench chaos readme clean
+.PHONY: run test lint check bench chaos brokers brokers-down readme clean
 
 # exec: the worker itself is what make waits for, so that signals reach it and nothing stands between
 run:
@@ -36,6 +36,18 @@ bench:
 ROUNDS = 60
 chaos:
 	$(DEV) && HANDRAIL_CHAOS_ROUNDS=$(ROUNDS) exec .venv/bin/pytest tests/acceptance -m chaos --timeout=3600 -s $(ARGS)
+
+# a RabbitMQ and a Kafka of this checkout's own, on loopback, which tests and you may use until brokers-down; the tests
+# start them by themselves, and anew each time, where these do not run
+brokers:
+	$(DEV)
+	@.venv/bin/python scripts/brokers/rabbitmq.py up
+	@.venv/bin/python scripts/brokers/kafka.py up
+
+brokers-down:
+	$(DEV)
+	@.venv/bin/python scripts/brokers/rabbitmq.py down
+	@.venv/bin/python scripts/brokers/kafka.py down
 
 # the README's capability table, as the adapters state it
 readme:

@@ -1,17 +1,94 @@
-"""What every test shares: marks, and an environment in which nobody's own settings leak into a test."""
+"""What every test shares: marks, real servers, and an environment in which nobody's own settings leak into a test."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+# what tests share are modules of their own, and importmode=importlib puts no folder of tests on the path
+sys.path.insert(0, str(Path(__file__).parent))
+
+import servers
+from servers import Kafka, RabbitMQ, UnavailableError
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "chaos: kills processes for many rounds; HANDRAIL_CHAOS_ROUNDS sets how many")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the servers that the chosen tests need: those with a fixture, or a parameter's ``server``, of that name."""
+    if session.config.option.collectonly:
+        return
+    needed: set[str] = set()
+    for item in session.items:
+        needed |= {"rabbitmq", "kafka"} & set(getattr(item, "fixturenames", ()))
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        needed |= {server for value in parameters if (server := getattr(value, "server", None))}
+    servers.bring_up(needed)
+
+
+def pytest_unconfigure() -> None:
+    servers.bring_down()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Each coroutine test runs on a loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = inspect.signature(pyfuncitem.obj).parameters
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment() -> None:
     for name in [name for name in os.environ if name.startswith("HANDRAIL_") and name != "HANDRAIL_CHAOS_ROUNDS"]:
         del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> str:
+    """The URL of a RabbitMQ that tests share: names of their own keep them apart, and none stops or configures it."""
+    return servers.need("rabbitmq")
+
+
+@pytest.fixture(scope="session")
+def kafka() -> str:
+    """The URL of a Kafka that tests share: names of their own keep them apart, and none stops or configures it."""
+    return servers.need("kafka")
+
+
+@pytest.fixture(scope="session")
+def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A RabbitMQ for tests that kill, freeze or configure it; each leaves it running and as it was."""
+    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    try:
+        server.up()
+    except UnavailableError as reason:
+        servers.unavailable("rabbitmq", reason)
+    try:
+        yield server
+    finally:
+        server.down()
+
+
+@pytest.fixture(scope="session")
+def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """A Kafka for tests that kill, freeze or configure it; each leaves it running and as it was."""
+    server = Kafka(tmp_path_factory.mktemp("kafka"))
+    try:
+        server.up()
+    except UnavailableError as reason:
+        servers.unavailable("kafka", reason)
+    try:
+        yield server
+    finally:
+        server.down()

@@ -1,9 +1,8 @@
-"""What only a real server can show: refusals, deaths, foreign commits. Skipped without HANDRAIL_TEST_KAFKA."""
+"""What only a real server can show: refusals, deaths, foreign commits."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,12 +15,16 @@ from aiokafka.structs import OffsetAndMetadata
 from handrail.adapter import Adapter, BrokerSettings, Delivery, QueueSpec, Settlement, Verb, load
 from handrail.message import Message, new_id
 
-#: Read when the module is loaded, for tests run without the environment's own settings.
-SERVER = os.environ.get("HANDRAIL_TEST_KAFKA", "").removeprefix("kafka://")
-
-pytestmark = pytest.mark.skipif(not SERVER, reason="set HANDRAIL_TEST_KAFKA=host:port; scripts/brokers/kafka.py up")
+#: host:port of the shared server.
+SERVER = ""
 
 QUEUE = QueueSpec(name="work", dead_letter="work.dead")
+
+
+@pytest.fixture(autouse=True)
+def _server(kafka: str) -> None:
+    global SERVER
+    SERVER = kafka.removeprefix("kafka://")
 
 
 @asynccontextmanager

@@ -1,9 +1,7 @@
-"""Gives each test a folder with adapters on a real file; coroutines run on a loop of their own."""
+"""Gives each test a folder with adapters on a real file."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import os
 import sys
 from collections.abc import Iterator
@@ -15,16 +13,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sqlite_bench import Bench
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Tests of the adapter are coroutines, since it lives on one loop: each runs on a loop of its own."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    names = inspect.signature(pyfuncitem.obj).parameters
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
-    return True
 
 
 @pytest.fixture

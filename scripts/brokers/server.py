@@ -1,0 +1,258 @@
+"""What the real servers for tests share: a folder of their own, ports, start and end, and the command line. It knows no broker.
+
+A server listens on loopback only, touches no server that was there before, and all it makes lies in one folder. Needs only
+Python's standard library, and what it starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+#: What may be thrown away and fetched again, of any checkout.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "handrail")
+#: Seconds for a server to accept clients. It takes five to ten on a machine with nothing else to do.
+PATIENCE = 120.0
+#: Seconds for a server to end by itself.
+GRACE = 20.0
+
+
+class UnavailableError(Exception):
+    """The server cannot be had here; the text says why, and what to do."""
+
+
+def own_folder(name: str) -> Path:
+    """Where the data, log and state of this checkout's server of that name lie. ``HANDRAIL_BROKERS`` says another place."""
+    checkout = hashlib.sha256(str(Path(__file__).resolve()).encode()).hexdigest()[:8]
+    return Path(os.environ.get("HANDRAIL_BROKERS") or CACHE / checkout, name)
+
+
+class Server:
+    """One server in one folder. ``up`` twice changes nothing; its ports and data stay until ``down``."""
+
+    name: ClassVar[str]
+    #: What of the ports is chosen at the first start and kept from then on; ``port`` is the one for clients.
+    ports: ClassVar[tuple[str, ...]] = ("port",)
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or own_folder(self.name)
+        self._started: subprocess.Popen[bytes] | None = None
+
+    # --- what each kind of server says --------------------------------------------------------------------------------
+
+    def obtain(self) -> None:
+        """Have the programs, installed where that may be done. Raises :class:`UnavailableError`."""
+        raise NotImplementedError
+
+    def prepare(self, state: dict[str, int], *, fresh: bool) -> None:
+        """Write the configuration; *fresh* says that there is no data yet."""
+        raise NotImplementedError
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    def url_of(self, state: dict[str, int]) -> str:
+        raise NotImplementedError
+
+    def answers(self, port: int) -> bool:
+        """Whether the server takes clients on that port."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+            return True
+        return False
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "server.log"
+
+    @property
+    def state(self) -> dict[str, int]:
+        """Ports and the process; empty when there is none."""
+        try:
+            found: dict[str, int] = json.loads((self.folder / "state.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives, frozen or not."""
+        return alive(self.state.get("pid", 0), self.folder)
+
+    @property
+    def url(self) -> str:
+        """Raises :class:`UnavailableError` when the server is not up."""
+        if not self.running:
+            raise UnavailableError(f"{self.name} is not up; `make brokers` starts it")
+        return self.url_of(self.state)
+
+    def up(self) -> str:
+        """Start the server unless it runs; its URL. Raises :class:`UnavailableError`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder / "lock"):
+            if self.running and self.answers(self.state["port"]):
+                return self.url
+            self.obtain()
+            self._start()
+            return self.url
+
+    def _start(self) -> None:
+        state = self.state
+        fresh = not state
+        if fresh:
+            state = dict(zip(self.ports, free_ports(len(self.ports)), strict=True))
+        self.prepare(state, fresh=fresh)
+        if not self.running:
+            with self.log.open("ab") as out:
+                self._started = subprocess.Popen(
+                    self.command(),
+                    env=self.environment() | {MARK: str(self.folder)},
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+            state["pid"] = self._started.pid
+            (self.folder / "state.json").write_text(json.dumps(state))
+        end = time.monotonic() + PATIENCE
+        while not self.answers(state["port"]):
+            if (self._started is not None and self._started.poll() is not None) or time.monotonic() > end:
+                raise UnavailableError(f"{self.name} did not start; {self.log} says why")
+            time.sleep(0.05)
+
+    def send(self, what: signal.Signals) -> None:
+        """Send a signal to every process of the server; after SIGKILL they are gone when this returns."""
+        state = self.state
+        if not self.running:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(state["pid"], what)
+        if what is signal.SIGKILL:
+            self._gone(GRACE)
+
+    def stop(self) -> None:
+        """End the server in its own way, or by force; the data stays."""
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGTERM)
+        if not self._gone(GRACE):
+            self.send(signal.SIGKILL)
+
+    def _gone(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while self.running:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        if self._started is not None:
+            self._started.wait(seconds)  # a child that ended stays a process until it is asked
+            self._started = None
+        return True
+
+    def down(self) -> None:
+        """Stop the server and throw its data away."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+#: Stands in the environment of every server, so that a process id of long ago is not taken for one.
+MARK = "HANDRAIL_BROKER_FOLDER"
+
+
+def alive(pid: int, folder: Path) -> bool:
+    """Whether that process runs and is the server of *folder*, as far as the system tells."""
+    if not pid:
+        return False
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    process = Path("/proc", str(pid))
+    if not process.parent.joinpath("self").exists():
+        return True
+    try:
+        ended = (process / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        return not ended and f"{MARK}={folder}".encode() in (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone among all processes that lock *path*."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def install(*packages: str) -> None:
+    """Install packages of Debian or Ubuntu. Raises :class:`UnavailableError` where that cannot be done."""
+    words = " ".join(packages)
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise UnavailableError(f"{words} not installed (Debian, Ubuntu: apt-get install {words})")
+    # RUNLEVEL=1: a package that brings a service does not start it; ours is another
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
+    waits = ["-o", "DPkg::Lock::Timeout=300", "-qq"]
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
+        done = subprocess.run(
+            ["apt-get", *waits, *command],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        # without a fresh list the packages may be had all the same
+        if done.returncode and command[0] == "install":
+            last = done.stdout.strip().splitlines() or ["apt-get failed"]
+            raise UnavailableError(f"apt-get could not install {words}: {last[-1]}")
+
+
+def main(server: Server, arguments: Sequence[str], usage: str | None) -> int:
+    """The command line of a server."""
+    command = arguments[0] if arguments else ""
+    try:
+        match command:
+            case "up":
+                print(server.up())
+            case "url":
+                print(server.url)
+            case "down":
+                server.down()
+            case "stop":
+                server.stop()
+            case "kill":
+                server.send(signal.SIGKILL)
+            case _:
+                print(usage, file=sys.stderr)
+                return 2
+    except UnavailableError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
