@@ -14,8 +14,8 @@ import pytest
 # what tests share are modules of their own, and importmode=importlib puts no folder of tests on the path
 sys.path.insert(0, str(Path(__file__).parent))
 
-import servers
-from servers import Kafka, RabbitMQ, UnavailableError
+import real_servers
+from real_servers import Kafka, RabbitMQ, UnavailableError
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,11 +31,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         needed |= {"rabbitmq", "kafka"} & set(getattr(item, "fixturenames", ()))
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         needed |= {server for value in parameters if (server := getattr(value, "server", None))}
-    servers.bring_up(needed)
+    if needed and (terminal := session.config.pluginmanager.get_plugin("terminalreporter")) is not None:
+        terminal.write_line(f"real servers: {', '.join(sorted(needed))}")
+    real_servers.bring_up(needed)
 
 
 def pytest_unconfigure() -> None:
-    servers.bring_down()
+    real_servers.bring_down()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -57,13 +59,13 @@ def _clean_environment() -> None:
 @pytest.fixture(scope="session")
 def rabbitmq() -> str:
     """The URL of a RabbitMQ that tests share: names of their own keep them apart, and none stops or configures it."""
-    return servers.need("rabbitmq")
+    return real_servers.need("rabbitmq")
 
 
 @pytest.fixture(scope="session")
 def kafka() -> str:
     """The URL of a Kafka that tests share: names of their own keep them apart, and none stops or configures it."""
-    return servers.need("kafka")
+    return real_servers.need("kafka")
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +75,7 @@ def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]
     try:
         server.up()
     except UnavailableError as reason:
-        servers.unavailable("rabbitmq", reason)
+        real_servers.unavailable("rabbitmq", reason)
     try:
         yield server
     finally:
@@ -87,7 +89,7 @@ def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
     try:
         server.up()
     except UnavailableError as reason:
-        servers.unavailable("kafka", reason)
+        real_servers.unavailable("kafka", reason)
     try:
         yield server
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import servers
+import real_servers
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -15,14 +15,14 @@ class Broker:
     name: str
     #: The URL for a project in the folder ``{root}``; empty for a broker on a server.
     place: str = ""
-    #: The real server that it needs, one of those in ``servers``.
+    #: The real server that it needs, one of those in ``real_servers``.
     server: str = ""
     #: Further keys of the broker's mapping in queues.yaml.
     options: dict[str, object] = dataclasses.field(default_factory=dict)
 
     def url(self, root: Path) -> str:
         """The URL for a project in that folder; the test is skipped, or fails under CI, where the server cannot be had."""
-        return servers.need(self.server) if self.server else self.place.format(root=root)
+        return real_servers.need(self.server) if self.server else self.place.format(root=root)
 
 
 BROKERS = [

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from rabbitmq_support import Bench
 
-from servers import RabbitMQ
+from real_servers import RabbitMQ
 
 
 @pytest.fixture
