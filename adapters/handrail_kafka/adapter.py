@@ -76,7 +76,7 @@ _CAPABILITIES: Mapping[Capability, bool | str] = {
     Capability.PURGE: True,
     Capability.DEPTH: "delayed up to 20,000; active of other workers a tenth of a second old",
     Capability.CRASHES: "of workers on the same machine",
-    Capability.DEAD_WORKER: "after `session_timeout` (10 s)",
+    Capability.DEAD_WORKER: "on the same machine while another runs, else after `session_timeout` (10 s)",
     Capability.PROCESSES: "as many as the topic has partitions",
     Capability.MACHINES: "as many as the topic has partitions",
     Capability.FAIR: "no; each worker has partitions of its own",
@@ -256,7 +256,7 @@ class _Core:
         self.cluster = Cluster(options, place)
         self.producer = Producer(self.cluster, self._told)
         self.outbox = Outbox(self.cluster, names, self.producer, self._created)
-        self.forwarder = Forwarder(self.cluster, names, self.outbox, lambda: self.trouble)
+        self.forwarder = Forwarder(self.cluster, names, self.outbox, deaths, lambda: self.trouble)
         self.intakes: dict[str, Intake] = {}
         self._specs: dict[str, QueueSpec] = {}
         self.control = Control(self.cluster, names.control, self.producer, self._parts)
@@ -294,6 +294,7 @@ class _Core:
         await self.cluster.connect()
         await self.cluster.refresh()
         if self._role == "worker":
+            await self._bury()
             self.forwarder.start()
             self.control.look()
 
@@ -329,12 +330,18 @@ class _Core:
                 continue
             try:
                 await self.cluster.refresh()
+                await self._bury()
             except (errors.KafkaError, OSError, TimeoutError) as error:
                 self._told(error)
                 continue
             self._told(None)
             self.control.look()
             await self._look_now()
+
+    async def _bury(self) -> None:
+        """Tell the groups of workers of this machine that died, rather than have them wait for `session_timeout`."""
+        for group, member in self._deaths.orphans():
+            await self.cluster.leave(group, member)
 
     async def _look_now(self) -> None:
         for intake in list(self.intakes.values()):

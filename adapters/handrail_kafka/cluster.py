@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.conn import create_conn
 from aiokafka.protocol.commit import OffsetCommitRequest
+from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from handrail.errors import BrokerError
@@ -319,6 +320,18 @@ class Cluster:
                     kind = errors.for_code(code)
                     if kind is not errors.NoError:
                         raise kind(group)
+
+        await self._retrying(send)
+
+    async def leave(self, group: str, member: str) -> None:
+        """Tell *group* that *member* is gone."""
+
+        async def send() -> None:
+            node = await self._coordinator(group)
+            response = await self._client._send_request(LeaveGroupRequest(group, member), node)
+            kind = errors.for_code(response.error_code)
+            if kind not in (errors.NoError, errors.UnknownMemberIdError):
+                raise kind(group)
 
         await self._retrying(send)
 

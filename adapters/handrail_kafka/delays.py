@@ -17,6 +17,7 @@ from aiokafka import ConsumerRecord, errors
 from handrail.logger import get_logger
 from handrail_kafka import wire
 from handrail_kafka.cluster import Cluster
+from handrail_kafka.deaths import Deaths
 from handrail_kafka.names import Names
 from handrail_kafka.outbox import Outbox
 from handrail_kafka.reader import Part, Reader
@@ -34,7 +35,10 @@ LOOK_EVERY = 2.0
 class Forwarder:
     """This worker's part in moving delayed messages on. Implements the reader's owner."""
 
-    def __init__(self, cluster: Cluster, names: Names, outbox: Outbox, trouble: Callable[[], str]) -> None:
+    def __init__(
+        self, cluster: Cluster, names: Names, outbox: Outbox, deaths: Deaths, trouble: Callable[[], str]
+    ) -> None:
+        self._deaths = deaths
         self._cluster = cluster
         self._names = names
         self._outbox = outbox
@@ -82,6 +86,9 @@ class Forwarder:
 
     def bereaved(self, part: Part, board: str) -> None:
         pass
+
+    def member(self, group: str, name: str) -> None:
+        self._deaths.member(group, name)
 
     def take(self, part: Part, records: list[ConsumerRecord]) -> None:
         tier = self._tiers.get(part.tp.topic, 0)

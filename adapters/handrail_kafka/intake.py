@@ -20,7 +20,7 @@ from handrail.logger import get_logger
 from handrail.message import DEFAULT_PRIORITY, Message
 from handrail_kafka import wire
 from handrail_kafka.cluster import Cluster
-from handrail_kafka.deaths import Deaths
+from handrail_kafka.deaths import Deaths, Left
 from handrail_kafka.options import TopicOptions
 from handrail_kafka.progress import MOST_COUNTS, Counts
 from handrail_kafka.reader import Part, Reader
@@ -79,7 +79,10 @@ class Level:
         return self.intake.deaths.board
 
     def bereaved(self, part: Part, board: str) -> None:
-        part.suspects = self.intake.deaths.suspects(board, self.intake.spec.name)
+        part.left = self.intake.deaths.left(board, self.intake.spec.name)
+
+    def member(self, group: str, name: str) -> None:
+        self.intake.deaths.member(group, name)
 
     def take(self, part: Part, records: list[ConsumerRecord]) -> None:
         self.waiting += len(records)
@@ -241,11 +244,8 @@ class Intake:
                 message = wire.message_of(record, name)
                 if part.counts and record.offset in part.counts:
                     put_counts(message, part.counts[record.offset])
-                if part.suspects and record.offset < part.suspect_below and message.id in part.suspects:
-                    message.crashes = max(message.crashes, part.suspects.pop(message.id) + 1)
-                    if len(part.counts) < MOST_COUNTS or self.ordered:
-                        part.counts[record.offset] = counts_of(message)
-                        part.dirty = True
+                if part.left is not None and self._was_done(part, part.left, record, message):
+                    continue
                 delivery = Delivery(message, Tag(level, part, record))
                 if self.ordered:
                     delivery.sequence = part.tp if self.spec.order == "partition" else record.key
@@ -262,6 +262,24 @@ class Intake:
             self._loop.call_soon(self.arrive, batch)
             if self.credit > self.held:
                 self._loop.call_soon(self.pump)
+
+    def _was_done(self, part: Part, left: Left, record: ConsumerRecord, message: Message) -> bool:
+        """Whether the worker that died had completed it; if it was running it then, that counts as a crash."""
+        if record.offset >= part.left_below:
+            return False
+        crashes = left.running.pop(message.id, None)
+        if crashes is not None:
+            message.crashes = max(message.crashes, crashes + 1)
+            if len(part.counts) < MOST_COUNTS or self.ordered:
+                part.counts[record.offset] = counts_of(message)
+                part.dirty = True
+        # an id that a sender chose, or a stranger, may be that of another message too
+        elif message.id in left.completed and message.sent_at and not message.send:
+            left.completed.discard(message.id)
+            part.finish(record.offset)
+            part.reader.touched()
+            return True
+        return False
 
     def settled(self, count: int) -> None:
         """*count* deliveries are no longer in hand."""

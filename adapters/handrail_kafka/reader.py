@@ -21,6 +21,7 @@ from aiokafka.structs import OffsetAndMetadata
 from handrail.logger import get_logger
 from handrail_kafka import faults, progress
 from handrail_kafka.cluster import Cluster
+from handrail_kafka.deaths import Left
 from handrail_kafka.ending import end_consumer
 from handrail_kafka.options import LostPosition
 from handrail_kafka.progress import MOST_HELD, SAFE_SPAN, Counts, Stand, Tracker
@@ -50,14 +51,14 @@ class Part:
         "dirty",
         "full",
         "held",
+        "left",
+        "left_below",
         "lost",
         "marks",
         "moved_at",
         "ours",
         "reader",
         "reclaimed",
-        "suspect_below",
-        "suspects",
         "told_held",
         "tp",
         "tracker",
@@ -83,9 +84,9 @@ class Part:
         self.reclaimed = 0
         #: Of messages that were given back where they lie, or wait there for their next attempt.
         self.counts: dict[int, Counts] = dict(stand.counts)
-        #: What the worker that had it before was running when it died: id → crashes before. For offsets below the second.
-        self.suspects: dict[str, int] = {}
-        self.suspect_below = 0
+        #: What the worker that had it before left behind when it died, among the offsets below the second.
+        self.left: Left | None = None
+        self.left_below = 0
 
     def finish(self, offset: int) -> None:
         self.tracker.finish(offset)
@@ -108,6 +109,9 @@ class Owner(Protocol):
 
     def bereaved(self, part: Part, board: str) -> None:
         """*part* was with the worker of *board* before; it may have died."""
+
+    def member(self, group: str, name: str) -> None:
+        """We are in *group* as *name* from now on; with an empty name, no longer."""
 
     def take(self, part: Part, records: list[ConsumerRecord]) -> None:
         """*records* came and are not finished."""
@@ -179,6 +183,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         watch.cancel()
         # the fetch is never cancelled: it ends by itself within its own timeout, or when its consumer stops
         await self._stop_consumer()
+        self._owner.member(self.group, "")
         await asyncio.wait([run], timeout=5.0)
         commit.cancel()
         run.cancel()
@@ -268,7 +273,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             max_poll_interval_ms=2**31 - 1,
             rebalance_timeout_ms=int((self._revoke_wait + 30.0) * 1000),
             session_timeout_ms=session,
-            heartbeat_interval_ms=min(3000, session // 3),
+            heartbeat_interval_ms=min(1000, session // 3),  # by the answer to one it learns that others join or leave
             fetch_max_wait_ms=250,
             max_partition_fetch_bytes=4 << 20,
             request_timeout_ms=int((self._revoke_wait + 40.0) * 1000),
@@ -468,6 +473,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         if consumer is None:
             return
         coordinator = consumer._coordinator
+        self._owner.member(self.group, coordinator.member_id)
         # the generation right after ours: nobody else can have had a partition that we have again
         unbroken = coordinator.generation == self._generation + 1
         parts: dict[TopicPartition, Part] = {}
@@ -491,7 +497,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                     continue
                 stand, position = start
                 part = parts[tp] = Part(self, tp, stand, position)
-                part.suspect_below = ends[tp]
+                part.left_below = ends[tp]
                 if stand.board:
                     self._owner.bereaved(part, stand.board)
         gone = [part for tp, part in self.parts.items() if parts.get(tp) is not part]

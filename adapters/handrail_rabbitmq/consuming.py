@@ -17,10 +17,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from pika import BasicProperties
+
 from handrail.adapter import Deliver, Delivery, Lost, QueueSpec
 from handrail.logger import get_logger
-from handrail.message import DEFAULT_PRIORITY
+from handrail.message import DEFAULT_PRIORITY, Message
 from handrail_rabbitmq import wire
+from handrail_rabbitmq.frames import Take
 from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link
 from handrail_rabbitmq.names import HEAD, level_queue
 
@@ -228,28 +231,33 @@ class Intake:
 
     # --- what comes ---------------------------------------------------------------------------------------------------
 
-    def _on_message(self, consumer: Consumer, method: Any, properties: Any, body: bytes) -> None:
-        try:
-            self._take(consumer, method, properties, body)
-        except Exception:  # an exception in a callback ends pika's connection
-            log.exception("taking a delivery failed", queue=self.spec.name)
-            self._link.rebuild("taking a delivery failed")
+    def _taker(self, channel: Channel, consumer: Consumer) -> Take:
+        queue = self.spec.name
 
-    def _take(self, consumer: Consumer, method: Any, properties: Any, body: bytes) -> None:
-        number: int = method.delivery_tag
-        message = wire.message(self.spec.name, properties, body)
+        def take(number: int, redelivered: bool, properties: bytes | BasicProperties, body: bytes) -> None:
+            if self.channel is not channel:
+                return  # given up; its tags mean something else on the next one
+            try:
+                self._take(consumer, number, redelivered, wire.message(queue, properties, body))
+            except Exception:  # an exception in a callback ends pika's connection
+                log.exception("taking a delivery failed", queue=queue)
+                self._link.rebuild("taking a delivery failed")
+
+        return take
+
+    def _take(self, consumer: Consumer, number: int, redelivered: bool, message: Message) -> None:
         consumer.unsettled += 1
         self._count += 1
         self._outstanding.append(number)
         level = consumer.level
         rank = (-(message.priority if level == HEAD else int(level)), level != HEAD, -number if self._lifo else number)
         tag = Tag(self, consumer, number, rank)
-        delivery = Delivery(message, tag, method.redelivered)
+        delivery = Delivery(message, tag, redelivered)
         if self._gathering:
             self._gathering -= 1
             if not self._gathering:
                 self._end_gathering()
-        if method.redelivered:
+        if redelivered:
             if self._finished.has(self.full, message.id):
                 self.ack(delivery)
                 self.flush()
@@ -509,10 +517,7 @@ class Intake:
 
     async def _stop(self, channel: Channel, one: Consumer) -> None:
         self._consumers.pop(one.level, None)
-        future = channel.begin(channel.raw.basic_cancel, one.tag)
-        # pika would reject what is still on its way, out of order and counted as a failure from 4.3 on; here it is kept
-        getattr(channel.raw, "_cancelled", set()).discard(one.tag)
-        await future
+        await channel.cancel(one.tag)
 
     async def _start(self, channel: Channel, levels: list[Level]) -> None:
         raw = channel.raw
@@ -531,11 +536,7 @@ class Intake:
             channel.begin(raw.basic_qos, prefetch_count=prefetch)
             one = Consumer(level, f"{self.full}.{id(self):x}.{level}.{self._loop.time():.6f}", prefetch)
             self._consumers[level] = one
-
-            def on_message(_raw: Any, method: Any, properties: Any, body: bytes, one: Consumer = one) -> None:
-                self._on_message(one, method, properties, body)
-
-            await channel.ask(raw.basic_consume, name, on_message_callback=on_message, consumer_tag=one.tag)
+            await channel.consume(name, one.tag, self._taker(channel, one))
         if gather:
             self._gathering = max(0, counts - (self._count - before))
             if self._gathering:

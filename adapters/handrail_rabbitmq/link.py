@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from pika import exceptions
-from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils import connection_workflow
 
 from handrail.errors import BrokerError
 from handrail.logger import get_logger
+from handrail_rabbitmq import frames
 from handrail_rabbitmq.place import Place
 
 log = get_logger("handrail.rabbitmq")
@@ -46,26 +46,6 @@ class GoneError(Exception):
         super().__init__(reason)
         #: The server's code, when the server closed the channel.
         self.code = code
-
-
-class _Connection(AsyncioConnection):  # type: ignore[misc,unused-ignore]
-    """pika's connection, but what is written in one turn of the loop goes out in one system call: three frames a publish.
-
-    Should a later pika write by another way, this is not called, and only the speed is lost.
-    """
-
-    _gathered: list[bytes] | None = None
-
-    def _adapter_emit_data(self, data: bytes) -> None:
-        if self._gathered is None:
-            self._gathered = []
-            asyncio.get_running_loop().call_soon(self._emit_gathered)
-        self._gathered.append(data)
-
-    def _emit_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, None
-        if gathered and self._transport is not None:
-            super()._adapter_emit_data(b"".join(gathered))
 
 
 class Channel:
@@ -112,6 +92,43 @@ class Channel:
             method(*args, **kwargs)
         except exceptions.AMQPError as error:
             raise GoneError(str(error)) from error
+
+    async def consume(self, queue: str, consumer: str, take: frames.Take) -> None:
+        """Consume *queue* by the consumer tag *consumer*; each delivery goes to *take*, until :meth:`cancel` returns."""
+        if isinstance(self.raw, frames.ShortChannel):
+            self.raw.takes[consumer.encode()] = take
+
+        def on_message(_raw: Any, method: Any, properties: Any, body: bytes) -> None:
+            take(method.delivery_tag, method.redelivered, properties, body)
+
+        await self.ask(self.raw.basic_consume, queue, on_message_callback=on_message, consumer_tag=consumer)
+
+    async def cancel(self, consumer: str) -> None:
+        """End a consumer; what is still on its way to it is delivered before this returns."""
+        future = self.begin(self.raw.basic_cancel, consumer)
+        # pika would reject what is still on its way, out of order and counted as a failure from 4.3 on
+        getattr(self.raw, "_cancelled", set()).discard(consumer)
+        await future
+        if isinstance(self.raw, frames.ShortChannel):
+            self.raw.takes.pop(consumer.encode(), None)
+
+    async def confirm(self, heard: Callable[[int, bool, bool], None]) -> None:
+        """Have publishes confirmed: *heard* gets number, whether it speaks for all before it, and whether it is a refusal."""
+        if isinstance(self.raw, frames.ShortChannel):
+            self.raw.on_confirm = lambda number, multiple: heard(number, multiple, False)
+
+        def on_confirm(frame: Any) -> None:
+            method = frame.method
+            heard(method.delivery_tag, method.multiple, method.NAME == "Basic.Nack")
+
+        await self.ask(lambda callback: self.raw.confirm_delivery(on_confirm, callback=callback))
+
+    def publish(self, exchange: str, key: str, properties: bytes, body: bytes) -> None:
+        """Publish, mandatory, with encoded properties. Raises what pika raises for what it cannot write."""
+        if isinstance(self.raw, frames.ShortChannel):
+            self.raw.publish(exchange, key, properties, body)
+        else:
+            self.raw.basic_publish(exchange, key, body, frames.Encoded(properties), mandatory=True)
 
     async def opening(self, opened: asyncio.Future[None]) -> None:
         self._asked.add(opened)
@@ -328,7 +345,7 @@ class Link:
             if not made.done():
                 made.set_exception(why_not(error, self.place))
 
-        raw = _Connection(
+        raw = frames.connection()(
             self._parameters, on_open_callback=opened, on_open_error_callback=failed, custom_ioloop=self._loop
         )
         raw.add_on_connection_blocked_callback(self._on_blocked)

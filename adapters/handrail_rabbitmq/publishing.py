@@ -91,7 +91,7 @@ class Publisher:
         channel = await self._link.channel()
         raw = channel.raw
         raw.add_on_return_callback(self._on_return)
-        await channel.ask(lambda callback: raw.confirm_delivery(self._on_confirm, callback=callback))
+        await channel.confirm(self._on_confirm)
         self._next = self._low = 1
         channel.on_close = lambda: self._gone(channel)
         self._channel = channel
@@ -241,7 +241,7 @@ class Publisher:
         channel = self._channel
         if channel is None or self._making is not None or self._link.blocked:
             return
-        waiting, sent, publish = self._waiting, self._sent, channel.raw.basic_publish
+        waiting, sent, publish = self._waiting, self._sent, channel.publish
         now = time.time()
         while waiting and len(sent) < WINDOW and self._bytes < WINDOW_BYTES:
             item = waiting[0]
@@ -269,21 +269,22 @@ class Publisher:
             self._next = number + 1
             self._bytes += len(body)
             try:
-                publish(item.exchange, item.key, body, item.properties, True)
+                properties = wire.encoded(item.message) if item.properties is None else wire.encode(item.properties)
+                publish(item.exchange, item.key, properties, body)
             except Exception as error:  # noqa: BLE001 - whatever pika cannot write is that message's fault alone
                 del sent[number]
                 self._next = number
                 self._bytes -= len(body)
                 item.gone = True
-                item.done(item, SendError(f"the message cannot be sent: {type(error).__name__}: {error}"))
+                if not isinstance(error, SendError):
+                    error = SendError(f"the message cannot be sent: {type(error).__name__}: {error}")
+                item.done(item, error)
 
     def _route(self, item: Item, now: float) -> Callable[[], Any] | None:
         """Say where *item* goes; what must be made before, None when nothing."""
         if item.sure:
             return None
         message, topology = item.message, self._topology
-        if item.properties is None:
-            item.properties = wire.properties(message)
         if item.fixed:
             name = item.key
             return None if topology.has(name) else lambda: topology.make_queue(name, message.queue)
@@ -299,6 +300,8 @@ class Publisher:
             return lambda: topology.make_delay(hops, target)
         key, cc = names.routes(hops, target)
         item.exchange, item.key = topology.names.entry, key
+        if item.properties is None:
+            item.properties = wire.properties(message)
         item.properties.headers["CC"] = cc
         return None
 
@@ -368,12 +371,10 @@ class Publisher:
                 item.returned = True
                 return
 
-    def _on_confirm(self, frame: Any) -> None:
-        method = frame.method
-        tag, sent = method.delivery_tag, self._sent
-        refused = method.NAME == "Basic.Nack"
+    def _on_confirm(self, tag: int, multiple: bool, refused: bool) -> None:
+        sent = self._sent
         self._told = None
-        if method.multiple:
+        if multiple:
             numbers = [number for number in range(self._low, tag + 1) if number in sent]
             self._low = tag + 1
         else:

@@ -9,9 +9,25 @@ import msgspec
 import pika
 
 from handrail.errors import SendError, TooLargeError
-from handrail.message import DEFAULT_PRIORITY, JSON, PREFIX, Message, apply_metadata, metadata, new_id, valid_id
+from handrail.message import (
+    DEFAULT_PRIORITY,
+    HIGHEST,
+    JSON,
+    PREFIX,
+    Message,
+    apply_metadata,
+    metadata,
+    new_id,
+    valid_id,
+)
 
 _Properties = pika.BasicProperties
+
+#: The flags of what our own messages have: content type, headers, delivery mode, priority, id.
+_USUAL = b"\xb8\x80"
+#: The kind of a table's value.
+_TEXT = ord("S")
+_NAMES: dict[str, bytes] = {}
 
 _KEY = "handrail-key"
 #: Names the headers that are numbers which pika's field types cannot carry, and travel as text.
@@ -90,8 +106,54 @@ def _check(headers: dict[str, Any]) -> None:
             )
 
 
-def message(queue: str, found: pika.BasicProperties, body: bytes) -> Message:
+def encode(properties: pika.BasicProperties) -> bytes:
+    """Flags and values, as they stand in a content header. Raises what pika raises."""
+    encoded: bytes = b"".join(properties.encode())
+    return encoded
+
+
+def encoded(message: Message) -> bytes:
+    """As :func:`properties`, encoded: what most messages have is written without pika's help."""
+    content_type, id_ = message.content_type.encode(), message.id.encode()
+    if message.headers or message.native is not None or len(content_type) > 255 or len(id_) > 255:
+        return encode(properties(message))
+    found = metadata(message)
+    if message.key is not None:
+        found[_KEY] = message.key
+    table = bytearray()
+    for name, text in found.items():
+        value = text.encode()
+        table += _NAMES.get(name) or _name(name)
+        table += len(value).to_bytes(4)
+        table += value
+    return b"".join(
+        (
+            _USUAL,
+            len(content_type).to_bytes(),
+            content_type,
+            len(table).to_bytes(4),
+            table,
+            b"\x02",
+            message.priority.to_bytes(),
+            len(id_).to_bytes(),
+            id_,
+        )
+    )
+
+
+def _name(name: str) -> bytes:
+    """How an entry of a table begins whose value is a text."""
+    made = _NAMES[name] = len(name).to_bytes() + name.encode() + b"S"
+    return made
+
+
+def message(queue: str, found: pika.BasicProperties | bytes, body: bytes) -> Message:
     """The message that came with *found* and *body* for *queue*, which is its name without the prefix."""
+    if isinstance(found, bytes):
+        made = _usual(queue, found, body)
+        if made is not None:
+            return made
+        found = _Properties().decode(found)
     raw: dict[str, Any] = found.headers or {}
     ours: dict[str, str] = {}
     headers: dict[str, Any] = {}
@@ -135,6 +197,43 @@ def message(queue: str, found: pika.BasicProperties, body: bytes) -> Message:
         made.native = Native(kept, strange)
     if not made.sent_at and isinstance(found.timestamp, int) and 0 < found.timestamp < 1e11:
         made.sent_at = float(found.timestamp)
+    return made
+
+
+def _usual(queue: str, found: bytes, body: bytes) -> Message | None:
+    """The message, when *found* holds what most messages have and nothing else: ours, with only our texts in its table."""
+    if found[:2] != _USUAL:
+        return None
+    ours: dict[str, str] = {}
+    try:
+        table = 3 + found[2]
+        at = table + 4
+        limit = at + int.from_bytes(found[table:at])
+        priority, id_ = found[limit + 1], found[limit + 3 :].decode()
+        if len(id_) != found[limit + 2] or not valid_id(id_) or priority > HIGHEST:
+            return None
+        while at < limit:
+            end = at + 1 + found[at]
+            name = found[at + 1 : end].decode()
+            if found[end] != _TEXT or not name.startswith(PREFIX) or name == _NUMBERS:
+                return None
+            at = end + 5 + int.from_bytes(found[end + 1 : end + 5])
+            ours[name] = found[end + 5 : at].decode()
+        content_type = found[3:table].decode()
+    except (IndexError, UnicodeDecodeError):
+        return None
+    if at != limit:
+        return None
+    made = Message(
+        queue=queue,
+        id=id_,
+        body=body,
+        content_type=content_type or JSON,
+        priority=priority,
+        key=ours.get(_KEY) or None,
+    )
+    if ours:
+        apply_metadata(made, ours)
     return made
 
 

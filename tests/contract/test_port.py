@@ -328,7 +328,7 @@ async def test_a_release_with_a_message_keeps_its_new_counts(port: Port) -> None
     """RELEASE with a message brings it back with the counts it was given, at the head where the broker can."""
     async with port.worker() as adapter:
         inbox = await port.consume(adapter, credit=1)
-        await publish(adapter, message("a", headers={"x": 1}), message("b"))
+        await publish(adapter, message("a", headers={"x": 1}, key="k"), message("b", key="k"))
         (held,) = await inbox.take(1)
         inbox.subscription.set_credit(1)
 
