@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from handrail.board import completed_at, running_at
+from handrail.board import running_at, sendings_completed_at
 
 #: Seconds for which a dead worker's board is kept: its partitions may be taken over as late as somebody serves the queue.
 KEPT = 86_400.0
@@ -27,12 +27,15 @@ _mine: set[str] = set()
 
 
 class Left(msgspec.Struct):
-    """What a worker left behind in one queue when it died. Whoever takes a message of it takes it out."""
+    """What a worker left behind of one partition of a queue when it died. Whoever takes a message of it takes it out."""
 
+    board: str
+    #: The end of the log when its death was noticed: what stands from there on is none of it.
+    below: int
     #: Was running: id → crashes before.
     running: dict[str, int]
-    #: Was completed, with nothing left to do but to acknowledge it.
-    completed: set[str]
+    #: Was completed, with nothing left to do but to acknowledge it: id, and name of the sending.
+    completed: set[tuple[str, str]]
 
 
 class Deaths:
@@ -90,16 +93,16 @@ class Deaths:
             yield from members.items()
 
     @staticmethod
-    def left(board: str, queue: str) -> Left | None:
-        """What the worker of *board* left behind of *queue* when it died; None while it lives, or when it left nothing."""
+    def left(board: str, queue: str, below: int) -> Left | None:
+        """What the worker of *board* left of *queue* when it died; None while it lives, or when it left nothing."""
         fd = _dead(board)
         if fd < 0:
             return None
         os.close(fd)
         path = Path(board)
         running = {message_id: crashes for (name, message_id), crashes in running_at(path).items() if name == queue}
-        completed = {message_id for name, message_id in completed_at(path) if name == queue}
-        return Left(running, completed) if running or completed else None
+        completed = {(message_id, send) for name, message_id, send in sendings_completed_at(path) if name == queue}
+        return Left(board, below, running, completed) if running or completed else None
 
 
 def _lock(board: str) -> Path:

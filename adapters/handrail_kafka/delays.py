@@ -84,7 +84,7 @@ class Forwarder:
     #: Moving a message on runs no user code: nobody's crash is its fault.
     board = ""
 
-    def bereaved(self, part: Part, board: str) -> None:
+    def bereaved(self, part: Part, board: str, below: int) -> None:
         pass
 
     def member(self, group: str, name: str) -> None:

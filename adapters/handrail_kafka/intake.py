@@ -78,8 +78,10 @@ class Level:
     def board(self) -> str:
         return self.intake.deaths.board
 
-    def bereaved(self, part: Part, board: str) -> None:
-        part.left = self.intake.deaths.left(board, self.intake.spec.name)
+    def bereaved(self, part: Part, board: str, below: int) -> None:
+        left = self.intake.deaths.left(board, self.intake.spec.name, below)
+        if left is not None:
+            part.left.append(left)
 
     def member(self, group: str, name: str) -> None:
         self.intake.deaths.member(group, name)
@@ -244,7 +246,7 @@ class Intake:
                 message = wire.message_of(record, name)
                 if part.counts and record.offset in part.counts:
                     put_counts(message, part.counts[record.offset])
-                if part.left is not None and self._was_done(part, part.left, record, message):
+                if part.left and any(self._was_done(part, left, record, message) for left in part.left):
                     continue
                 delivery = Delivery(message, Tag(level, part, record))
                 if self.ordered:
@@ -265,7 +267,7 @@ class Intake:
 
     def _was_done(self, part: Part, left: Left, record: ConsumerRecord, message: Message) -> bool:
         """Whether the worker that died had completed it; if it was running it then, that counts as a crash."""
-        if record.offset >= part.left_below:
+        if record.offset >= left.below:
             return False
         crashes = left.running.pop(message.id, None)
         if crashes is not None:
@@ -273,9 +275,11 @@ class Intake:
             if len(part.counts) < MOST_COUNTS or self.ordered:
                 part.counts[record.offset] = counts_of(message)
                 part.dirty = True
-        # an id that a sender chose, or a stranger, may be that of another message too
-        elif message.id in left.completed and message.sent_at and not message.send:
-            left.completed.discard(message.id)
+        # an id that a stranger chose may be that of another message too
+        elif (message.id, message.send) in left.completed and (
+            message.unique or message.id == wire.position_id(record)
+        ):
+            left.completed.discard((message.id, message.send))
             part.finish(record.offset)
             part.reader.touched()
             return True

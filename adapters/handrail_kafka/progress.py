@@ -31,6 +31,9 @@ COUNTS_ROOM = 800
 #: Messages in hand that are named, so that others do not list them as waiting; of more only the number is told.
 MOST_HELD = 64
 
+#: Characters of a board's path, at most, and boards that are named beside the own.
+MOST_PATH, MOST_BOARDS = 300, 3
+
 _MARK = "hr2"
 _RUNS = re.compile(rb"\x01+|\x00+")
 
@@ -56,6 +59,8 @@ class Stand(msgspec.Struct, frozen=True):
     counts: tuple[tuple[int, Counts], ...] = ()
     #: Path of the board of the worker that wrote it, for those who learn of its death.
     board: str = ""
+    #: Boards of workers that had it before and of whose messages some may still lie here: below which offset, and its path.
+    before: tuple[tuple[int, str], ...] = ()
 
     @property
     def finished(self) -> int:
@@ -67,7 +72,10 @@ def encode(stand: Stand) -> tuple[int, str]:
     """The commit that says *stand*. A map that does not fit is left out from its end: at worst something is repeated."""
     beyond = stand.beyond
     counts = _encode_counts(stand) if stand.counts else ""
-    board = quote(stand.board) if len(stand.board) < 300 else ""
+    board = quote(stand.board) if len(stand.board) < MOST_PATH else ""
+    for below, path in stand.before:
+        if len(path) < MOST_PATH:
+            board += f",{below - stand.watermark}={quote(path, safe='/')}"
     held = ".".join(str(at - stand.watermark) for at in stand.held_at[:MOST_HELD])
     head = f"{stand.watermark};{stand.held}{':' if held else ''}{held};{'o' if stand.ours else '-'};{counts};{board};"
     while True:
@@ -162,13 +170,21 @@ def decode(offset: int, text: str) -> tuple[Stand, str]:
         if base != offset:
             return Stand(offset), f"its metadata was written for offset {base}"
         counts = _decode_counts(parts[4], base)
-        stand = Stand(offset, b"", held, held_at, ours, counts, unquote(parts[5]))
+        board, *before = parts[5].split(",")
+        stand = Stand(
+            offset, b"", held, held_at, ours, counts, unquote(board), tuple(_before(one, base) for one in before)
+        )
         if parts[6] == "":
             return stand, ""
         beyond = _decode_map(parts[6], int(parts[7]), base64.b85decode(parts[8]))
     except (ValueError, IndexError, StopIteration, zlib.error, binascii.Error):
         return Stand(offset), "its metadata is damaged"
     return msgspec.structs.replace(stand, beyond=beyond), ""
+
+
+def _before(text: str, watermark: int) -> tuple[int, str]:
+    below, _, path = text.partition("=")
+    return watermark + int(below), unquote(path)
 
 
 def _decode_map(mode: str, count: int, data: bytes) -> bytes:

@@ -24,7 +24,7 @@ from handrail_kafka.cluster import Cluster
 from handrail_kafka.deaths import Left
 from handrail_kafka.ending import end_consumer
 from handrail_kafka.options import LostPosition
-from handrail_kafka.progress import MOST_HELD, SAFE_SPAN, Counts, Stand, Tracker
+from handrail_kafka.progress import MOST_BOARDS, MOST_HELD, SAFE_SPAN, Counts, Stand, Tracker
 
 log = get_logger("handrail.kafka")
 
@@ -52,7 +52,6 @@ class Part:
         "full",
         "held",
         "left",
-        "left_below",
         "lost",
         "marks",
         "moved_at",
@@ -84,9 +83,8 @@ class Part:
         self.reclaimed = 0
         #: Of messages that were given back where they lie, or wait there for their next attempt.
         self.counts: dict[int, Counts] = dict(stand.counts)
-        #: What the worker that had it before left behind when it died, among the offsets below the second.
-        self.left: Left | None = None
-        self.left_below = 0
+        #: What workers left behind that had it before and died, the last of them first.
+        self.left: list[Left] = []
 
     def finish(self, offset: int) -> None:
         self.tracker.finish(offset)
@@ -94,6 +92,12 @@ class Part:
             self.counts.pop(offset, None)
         self.marks += 1
         self.dirty = True
+
+    def boards(self) -> tuple[tuple[int, str], ...]:
+        """The boards of the dead whose messages are not all done: who has this after us may need them too."""
+        watermark = self.tracker.watermark
+        self.left = [left for left in self.left if left.below > watermark][:MOST_BOARDS]
+        return tuple((left.below, left.board) for left in self.left)
 
     @property
     def admits(self) -> bool:
@@ -107,8 +111,8 @@ class Owner(Protocol):
     def board(self) -> str:
         """Path of this worker's board, or nothing."""
 
-    def bereaved(self, part: Part, board: str) -> None:
-        """*part* was with the worker of *board* before; it may have died."""
+    def bereaved(self, part: Part, board: str, below: int) -> None:
+        """What of *part* is below that offset was with the worker of *board* before; it may have died."""
 
     def member(self, group: str, name: str) -> None:
         """We are in *group* as *name* from now on; with an empty name, no longer."""
@@ -394,7 +398,16 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             counts = tuple(part.counts.items())
             held = tuple(part.held) if len(part.held) <= MOST_HELD else ()
             watermark, text = progress.encode(
-                Stand(tracker.watermark, tracker.beyond(), len(part.held), held, part.ours, counts, self._owner.board)
+                Stand(
+                    tracker.watermark,
+                    tracker.beyond(),
+                    len(part.held),
+                    held,
+                    part.ours,
+                    counts,
+                    self._owner.board,
+                    part.boards() if part.left else (),
+                )
             )
             part.full = len(text) > progress.FULL
             offsets[part.tp] = OffsetAndMetadata(watermark, text)
@@ -497,9 +510,9 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                     continue
                 stand, position = start
                 part = parts[tp] = Part(self, tp, stand, position)
-                part.left_below = ends[tp]
-                if stand.board:
-                    self._owner.bereaved(part, stand.board)
+                for below, board in ((ends[tp], stand.board), *stand.before):
+                    if board:
+                        self._owner.bereaved(part, board, below)
         gone = [part for tp, part in self.parts.items() if parts.get(tp) is not part]
         self.parts = parts
         self._lose(gone)

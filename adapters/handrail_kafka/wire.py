@@ -140,6 +140,11 @@ def size_of(key: bytes | None, body: bytes, headers: Headers) -> int:
     return size
 
 
+def position_id(record: Record) -> str:
+    """The id of a message whose sender gave it none: where it lies."""
+    return f"{record.topic[-100:]}/{record.partition}/{record.offset}"
+
+
 def message_of(record: Record, queue: str) -> Message:
     """The message that *record* is, for *queue*."""
     ours: dict[str, str] = {}
@@ -154,7 +159,7 @@ def message_of(record: Record, queue: str) -> Message:
             theirs.append((name, value))
     found_id = ours.get(ID, "")
     if not valid_id(found_id):
-        found_id = f"{record.topic[-100:]}/{record.partition}/{record.offset}"
+        found_id = position_id(record)
     message = Message(queue=queue, id=found_id, body=record.value or b"", content_type=content_type)
     raw_key: bytes | None = None
     if record.key is not None:

@@ -306,6 +306,7 @@ class RabbitMQAdapter:
             finished=self._finished,
             undue=self._undue,
             crashes=self._deaths.crashes,
+            completed=self._deaths.completed,
             gone=self._gone,
         )
         self._intakes.append(intake)

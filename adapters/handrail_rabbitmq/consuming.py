@@ -96,6 +96,7 @@ class Intake:
         finished: Finished,
         undue: Callable[[Delivery], bool],
         crashes: Callable[[str, str], int],
+        completed: Callable[[Message], bool],
         gone: Callable[[Intake, Channel], None],
     ) -> None:
         self._link = link
@@ -107,6 +108,7 @@ class Intake:
         self._finished = finished
         self._undue = undue
         self._crashes = crashes
+        self._completed = completed
         self._on_gone = gone
         self._loop = asyncio.get_running_loop()
         self._lifo = spec.order == "lifo"
@@ -258,7 +260,7 @@ class Intake:
             if not self._gathering:
                 self._end_gathering()
         if redelivered:
-            if self._finished.has(self.full, message.id):
+            if self._finished.has(self.full, message.id) or self._completed(message):
                 self.ack(delivery)
                 self.flush()
                 return

@@ -1,4 +1,4 @@
-"""Learns from the boards of dead workers of this machine what was running when they died. It decides nothing.
+"""Learns from the boards of dead workers of this machine what they were running, and what was done. It decides nothing.
 
 The server gives a dead worker's messages to others without a word about which of them were running. So each worker keeps a
 file, locked for as long as its process lives, that names its board; a file that nobody has locked is a dead worker's.
@@ -16,8 +16,9 @@ import time
 import uuid
 from pathlib import Path
 
-from handrail.board import running_at
+from handrail.board import running_at, sendings_completed_at
 from handrail.errors import BrokerError
+from handrail.message import Message
 
 #: Seconds for which a dead worker's board is kept: its messages come back as slowly as somebody takes them.
 KEPT = 3600.0
@@ -41,6 +42,7 @@ class Deaths:
         self._fd = -1
         self._known: set[str] = set()
         self._suspects: dict[tuple[str, str], int] = {}
+        self._completed: set[tuple[str, str, str]] = set()
         self._looked = 0.0
 
     def begin(self, board: Path) -> None:
@@ -65,11 +67,19 @@ class Deaths:
 
     def crashes(self, queue: str, message_id: str) -> int:
         """How often the message has crashed by the boards of the dead; 0 when none of them was running it."""
+        self._look_now_and_then()
+        return self._suspects.pop((queue, message_id), 0) if self._suspects else 0
+
+    def completed(self, message: Message) -> bool:
+        """Whether a dead worker had completed *message*, and only the word of it did not reach the server."""
+        self._look_now_and_then()
+        return (message.queue, message.id, message.send) in self._completed and message.unique
+
+    def _look_now_and_then(self) -> None:
         now = time.monotonic()
         if now - self._looked > LOOK_EVERY:
             self._look()
             self._looked = now
-        return self._suspects.pop((queue, message_id), 0) if self._suspects else 0
 
     def _look(self) -> None:
         if not self._trusted:
@@ -101,6 +111,7 @@ class Deaths:
         self._known.add(file.name)
         for name, before in running_at(board).items():
             self._suspects[name] = max(self._suspects.get(name, 0), before + 1)
+        self._completed |= sendings_completed_at(board)
         with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > KEPT:
                 file.unlink()

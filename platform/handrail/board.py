@@ -27,7 +27,8 @@ EMPTY, GIVEN, RUNNING, ENDED, COMPLETED = 0, 1, 2, 3, 4
 SLOTS = 16_384
 #: The slot of a job for which there was none.
 NO_SLOT = -1
-#: state, crashes so far, length of the name; then the name itself (queue, NUL, id), 128 + 1 + 128 bytes at most.
+#: state, crashes so far, length of the name; then the name itself: queue, NUL, id, of 257 bytes at most, and where the sender
+#: chose the id NUL and what names that one sending.
 _HEAD = struct.Struct("=BHH")
 #: At the end of a slot: when its handler was entered, in monotonic seconds.
 _BEGUN = struct.Struct("=d")
@@ -78,12 +79,13 @@ class Board:
                 f"({_LENGTH >> 20} MB): {error.strerror}"
             ) from error
 
-    def take(self, queue: str, message_id: str, crashes: int) -> int:
-        """A free slot, now GIVEN to that message; :data:`NO_SLOT` when all are taken."""
+    def take(self, queue: str, message_id: str, crashes: int, send: str = "") -> int:
+        """A free slot, now GIVEN to that message; :data:`NO_SLOT` when all are taken. *send* tells it from others of its id."""
         if self._free is None:
             self._free = list(range(SLOTS - 1, -1, -1))
         # an id from the wire may be text that is no UTF-8
-        name = f"{queue}\0{message_id}".encode("utf-8", "replace")[:_NAME]
+        text = f"{queue}\0{message_id}\0{send}" if send else f"{queue}\0{message_id}"
+        name = text.encode("utf-8", "replace")[:_NAME]
         if not self._free:
             return NO_SLOT
         slot = self._free.pop()
@@ -146,15 +148,23 @@ def _reserve(fd: int, size: int) -> None:
 
 def running_at(path: Path) -> dict[tuple[str, str], int]:
     """What was running by the board at *path*: (queue, id) → crashes it had before. Empty when there is no such board."""
-    return {(queue, message_id): crashes for state, queue, message_id, crashes in _read(path) if state == RUNNING}
+    return {(queue, id_): crashes for state, queue, id_, _send, crashes in _read(path) if state == RUNNING}
 
 
 def completed_at(path: Path) -> list[tuple[str, str]]:
     """What was completed by the board at *path* and perhaps never acknowledged: (queue, id), once for each message."""
-    return [(queue, message_id) for state, queue, message_id, _crashes in _read(path) if state == COMPLETED]
+    return [(queue, id_) for state, queue, id_, _send, _crashes in _read(path) if state == COMPLETED]
 
 
-def _read(path: Path) -> Iterator[tuple[int, str, str, int]]:
+def sendings_completed_at(path: Path) -> set[tuple[str, str, str]]:
+    """As :func:`completed_at`, for brokers on which many messages may bear one id: (queue, id, send).
+
+    To be believed only of messages that are named so for certain: ``Message.unique``.
+    """
+    return {(queue, id_, send) for state, queue, id_, send, _crashes in _read(path) if state == COMPLETED}
+
+
+def _read(path: Path) -> Iterator[tuple[int, str, str, str, int]]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -166,8 +176,9 @@ def _read(path: Path) -> Iterator[tuple[int, str, str, int]]:
             continue
         _state, crashes, length = _HEAD.unpack_from(data, at)
         name = data[at + _HEAD.size : at + _HEAD.size + length].decode("utf-8", "replace")
-        queue, _, message_id = name.partition("\0")
-        yield state, queue, message_id, crashes
+        queue, _, rest = name.partition("\0")
+        message_id, _, send = rest.partition("\0")
+        yield state, queue, message_id, send, crashes
 
 
 @functools.cache

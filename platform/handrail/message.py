@@ -17,6 +17,9 @@ LOWEST, DEFAULT_PRIORITY, HIGHEST = 0, 4, 9
 #: Names of the headers in which metadata travels on brokers that have headers. The user's own are never touched.
 PREFIX = "handrail-"
 
+#: Seconds between the making of an id and the sending of its message, at most.
+_SAME_MOMENT = 60.0
+
 _ID = re.compile(r"[A-Za-z0-9\-_.:@/]{1,128}")
 
 
@@ -58,6 +61,21 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
     fault: Fault | None = None
     #: For the adapter alone: what its broker delivered that has no place above and must survive a republish.
     native: Any = None
+
+    @property
+    def unique(self) -> bool:
+        """Whether no other message can bear its ``id`` and ``send``: handrail made one of them for this one sending.
+
+        Of an id that handrail made the time is that of the sending. Foreign clients use ids as they like, the same for many.
+        """
+        if self.send:
+            return True
+        if len(self.id) != 32 or not self.sent_at:
+            return False
+        try:
+            return abs(int(self.id[:12], 16) / 1000 - self.sent_at) < _SAME_MOMENT
+        except ValueError:
+            return False
 
 
 def valid_id(value: str) -> bool:

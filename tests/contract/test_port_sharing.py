@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ import pytest
 from contract_harness import GENEROUS, Port, message
 
 from handrail.adapter import Adapter, Capability, Delivery, Settlement, Verb, load
+from handrail.message import new_id
 
 needs = pytest.mark.needs
 
@@ -108,10 +110,10 @@ import asyncio, json, sys
 import msgspec
 from pathlib import Path
 from handrail.adapter import BrokerSettings, QueueSpec, load
-from handrail.board import RUNNING, Board
+from handrail.board import COMPLETED, RUNNING, Board
 
 async def main():
-    settings, queue, board, running = json.loads(sys.argv[1])
+    settings, queue, board, running, completed = json.loads(sys.argv[1])
     adapter = load(msgspec.convert(settings, BrokerSettings))
     board = Board.create(Path(board))
     adapter.board = board.path
@@ -121,9 +123,11 @@ async def main():
     while len(got) < 3:
         await asyncio.sleep(0.01)
     for one in got:
-        slot = board.take(one.message.queue, one.message.id, one.message.crashes)
+        slot = board.take(one.message.queue, one.message.id, one.message.crashes, one.message.send)
         if one.message.id in running:
             board.mark(slot, RUNNING)
+        if one.message.id in completed:
+            board.mark(slot, COMPLETED)
     print("holds", flush=True)
     await asyncio.sleep(3600)
 
@@ -131,9 +135,12 @@ asyncio.run(main())
 """
 
 
-async def victim(port: Port, running: list[str], board: Path) -> asyncio.subprocess.Process:
-    """A worker in a process of its own that holds three messages, of which *running* run."""
-    argument = json.dumps([msgspec.to_builtins(port.settings), msgspec.to_builtins(port.queue), str(board), running])
+async def victim(
+    port: Port, running: list[str], board: Path, completed: Sequence[str] = ()
+) -> asyncio.subprocess.Process:
+    """A worker in a process of its own that holds three messages: *running* run, *completed* are not acknowledged yet."""
+    settings, queue = msgspec.to_builtins(port.settings), msgspec.to_builtins(port.queue)
+    argument = json.dumps([settings, queue, str(board), running, completed])
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", VICTIM, argument, stdout=asyncio.subprocess.PIPE
     )
@@ -175,6 +182,23 @@ async def test_a_dead_workers_running_messages_are_suspect_and_the_others_are_no
         got = await inbox.take(3)
         assert {one.message.id: one.message.crashes for one in got} == {"a": 0, "b": 1, "c": 0}
         await inbox.settle(*ack(*got))
+
+
+@needs(Capability.DEAD_WORKER, Capability.CRASHES)
+async def test_what_a_dead_worker_had_completed_does_not_come_again(port: Port, tmp_path: Path) -> None:
+    """Only the word of it was missing at the broker: the heir acknowledges it, whoever made its id."""
+    async with port.worker() as adapter:
+        made, chosen, other = message("made"), message("chosen", id="1", send=new_id()), message("x")
+        assert await adapter.publish([made, chosen, other], 20.0) == {}
+        dead = await victim(port, [], tmp_path / "victim.board", [made.id, chosen.id])
+        inbox = await port.consume(adapter)
+
+        dead.send_signal(signal.SIGKILL)
+        await dead.wait()
+
+        assert bodies(await inbox.take(1)) == ["x"]
+        await publish(adapter, "last")
+        assert bodies(await inbox.take(1)) == ["last"]
 
 
 @needs(Capability.DEAD_WORKER)

@@ -12,7 +12,19 @@ from pathlib import Path
 import pytest
 
 from handrail import board
-from handrail.board import COMPLETED, EMPTY, ENDED, GIVEN, NO_SLOT, RUNNING, SLOTS, Board, completed_at, running_at
+from handrail.board import (
+    COMPLETED,
+    EMPTY,
+    ENDED,
+    GIVEN,
+    NO_SLOT,
+    RUNNING,
+    SLOTS,
+    Board,
+    completed_at,
+    running_at,
+    sendings_completed_at,
+)
 from handrail.errors import StartError
 
 
@@ -97,6 +109,17 @@ def test_what_was_completed(path: Path) -> None:
 
     assert completed_at(path) == [("mail", "twice"), ("mail", "twice")]
     assert running_at(path) == {}
+    one.close()
+
+
+def test_a_completed_message_is_named_with_its_sending(path: Path) -> None:
+    """Where a sender chose the id, the board tells one sending of that id from another."""
+    one = Board.create(path)
+    one.mark(one.take("q" * 128, "i" * 128, 0, "s" * 32), COMPLETED)
+    one.mark(one.take("mail", "1", 0), COMPLETED)
+
+    assert sendings_completed_at(path) == {("q" * 128, "i" * 128, "s" * 32), ("mail", "1", "")}
+    assert completed_at(path) == [("q" * 128, "i" * 128), ("mail", "1")]
     one.close()
 
 

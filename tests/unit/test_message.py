@@ -29,6 +29,18 @@ def test_invalid_ids(value):
     assert not valid_id(value)
 
 
+def test_a_message_is_unique_by_what_handrail_made():
+    """A name of the sending, or an id of the moment of sending, is one message's alone; any other id may be many's."""
+    now = time.time()
+
+    assert Message(queue="q", id=new_id(), body=b"", sent_at=now).unique
+    assert Message(queue="q", id="mine", body=b"", sent_at=now, send=new_id()).unique
+    assert not Message(queue="q", id="mine", body=b"", sent_at=now).unique
+    assert not Message(queue="q", id=new_id(), body=b"").unique
+    assert not Message(queue="q", id=new_id(), body=b"", sent_at=now - 3600).unique
+    assert not Message(queue="q", id="x" * 32, body=b"", sent_at=now).unique
+
+
 def test_fresh_ids_are_distinct_and_sort_by_age():
     """Ids made in different milliseconds sort by age, and no two are the same."""
     first = new_id()

@@ -245,7 +245,7 @@ class Dispatcher:
         message = delivery.message
         token = next(self._tokens)
         board = self._board
-        slot = board.take(message.queue, message.id, message.crashes) if board is not None else -1
+        slot = board.take(message.queue, message.id, message.crashes, message.send) if board is not None else -1
         begun = time.monotonic()
         run = Run(token, slot, lane, delivery, host, begun)
         options = message.options

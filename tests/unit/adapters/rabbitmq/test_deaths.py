@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
-from handrail.board import RUNNING, Board
+from handrail.board import COMPLETED, RUNNING, Board
 from handrail.errors import BrokerError
+from handrail.message import Message, new_id
 from handrail_rabbitmq import deaths
 
 
@@ -40,6 +42,29 @@ def test_the_folder_is_the_users_alone_whatever_the_umask(folder: Path) -> None:
         os.umask(before)
     first.end()
     second.end()
+
+
+def test_a_completion_is_believed_of_its_own_message_alone(folder: Path, tmp_path: Path) -> None:
+    """Foreign clients give one id to many messages: none of them passes for done because another of its id is."""
+    worker = deaths.Deaths("broker")
+    board = Board.create(tmp_path / "dead.board")
+    ours = Message(queue="work", id=new_id(), body=b"", sent_at=time.time())
+    chosen = Message(queue="work", id="1", body=b"", sent_at=time.time(), send=new_id())
+    foreign = Message(queue="work", id="2", body=b"")
+    for one in (ours, chosen, foreign):
+        board.mark(board.take(one.queue, one.id, 0, one.send), COMPLETED)
+    worker.begin(tmp_path / "mine.board")
+    (workers,) = folder.glob("workers/*")
+    Path(workers, "victim").write_bytes(os.fsencode(tmp_path / "dead.board"))
+
+    heir = deaths.Deaths("broker")
+
+    assert [heir.completed(one) for one in (ours, chosen, foreign)] == [True, True, False]
+    again = Message(queue="work", id="1", body=b"", sent_at=time.time(), send=new_id())
+    late = Message(queue="work", id=ours.id, body=b"", sent_at=time.time() + 3600)
+    assert not heir.completed(again)
+    assert not heir.completed(late)
+    worker.end()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a folder that belongs to another user")
