@@ -15,6 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import real_servers
+from certificates import TLSRabbitMQ
 from real_servers import Kafka, RabbitMQ, UnavailableError
 
 
@@ -72,6 +73,20 @@ def kafka() -> str:
 def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """A RabbitMQ for tests that kill, freeze or configure it; each leaves it running and as it was."""
     server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+    try:
+        server.up()
+    except UnavailableError as reason:
+        real_servers.unavailable("rabbitmq", reason)
+    try:
+        yield server
+    finally:
+        server.down()
+
+
+@pytest.fixture(scope="session")
+def tls_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TLSRabbitMQ]:
+    """A RabbitMQ that also listens for TLS, with certificates of its own; see ``certificates``."""
+    server = TLSRabbitMQ(tmp_path_factory.mktemp("rabbitmq-tls"))
     try:
         server.up()
     except UnavailableError as reason:
