@@ -149,7 +149,9 @@ async def test_messages_due_at_different_times_do_not_block_one_another(port: Po
     async with port.worker() as adapter:
         inbox = await port.consume(adapter)
         now = time.time()
-        await publish(adapter, *(message(n, due=now + wait) for n, wait in ((3, 0.6), (9, 90.0), (1, 0.2), (2, 0.4))))
+        await publish(
+            adapter, *(message(n, due=now + wait, key="k") for n, wait in ((3, 0.6), (9, 90.0), (1, 0.2), (2, 0.4)))
+        )
 
         got = [*await inbox.take(1), *await inbox.take(1), *await inbox.take(1)]
 
@@ -366,7 +368,7 @@ async def test_a_move_with_a_due_time_waits_in_the_broker(port: Port) -> None:
         inbox = await port.consume(adapter)
         await publish(adapter, message("a"))
         (held,) = await inbox.take(1)
-        due = time.time() + 0.3
+        due = time.time() + 1.0
 
         await inbox.settle(Settlement(held, Verb.MOVE, replace(held.message, attempts=1, due=due)))
 
