@@ -88,6 +88,7 @@ class KafkaAdapter:
     """Messages in topics of an Apache Kafka cluster. Implements ``handrail.adapter.Adapter``."""
 
     name = "kafka"
+    forwards = True
     #: Of the class: what Kafka can do. Of an instance: what it can do with the partitions it is given.
     capabilities: Mapping[Capability, bool | str] = _CAPABILITIES
 
@@ -287,13 +288,13 @@ class _Core:
             self._told(error)
             self.spawn(self._connect_later())
         self.spawn(self._beat())
-        if self._role == "worker":
+        if self._role != "client":
             self.spawn(self._look())
 
     async def _connect(self) -> None:
         await self.cluster.connect()
         await self.cluster.refresh()
-        if self._role == "worker":
+        if self._role != "client":
             await self._bury()
             self.forwarder.start()
             self.control.look()
@@ -349,7 +350,7 @@ class _Core:
                 await intake.look()
 
     def _created(self) -> None:
-        if self._role == "worker" and not self.closed:
+        if self._role != "client" and not self.closed:
             self.forwarder.look()
             self.spawn(self._look_now())
 
@@ -439,9 +440,9 @@ class _Core:
                 await self.cluster.create(topics, replication)
             except errors.TopicAuthorizationFailedError:
                 # who only sends needs no more than the topic that it sends to, and is told at the send if it lacks that
-                if self._role == "worker":
+                if self._role != "client":
                     raise
-        if self._role == "worker":
+        if self._role != "client":
             self.forwarder.look()
         await self.cluster.warn_of_losses([topic for topics in wanted.values() for topic in topics])
 

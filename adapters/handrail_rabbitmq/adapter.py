@@ -82,6 +82,7 @@ class RabbitMQAdapter:
     """Messages on a RabbitMQ server, shared by any number of machines. Implements ``handrail.adapter.Adapter``."""
 
     name = "rabbitmq"
+    forwards = False
     capabilities: Mapping[Capability, bool | str] = _CAPABILITIES
     #: See the constants of these names; set before :meth:`open`.
     watch_every: float = WATCH_EVERY

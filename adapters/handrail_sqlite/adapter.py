@@ -73,6 +73,7 @@ class SQLiteAdapter:
     """
 
     name = "sqlite"
+    forwards = False
     capabilities: Mapping[Capability, bool | str] = _CAPABILITIES
 
     def __init__(self, settings: BrokerSettings) -> None:

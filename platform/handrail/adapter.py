@@ -22,7 +22,7 @@ from handrail.message import Message
 #: The group of entry points in which a distribution announces an adapter, under its URL scheme.
 GROUP = "handrail.adapters"
 
-Role = Literal["worker", "client"]
+Role = Literal["worker", "client", "forwarder"]
 State = Literal["ready", "delayed", "active", "dead"]
 
 
@@ -136,6 +136,9 @@ class Adapter(Protocol):
     #: Where this worker's processes note what is running (see ``handrail.board``), set before :meth:`open` as a worker;
     #: None without one. An adapter that can keep the path where its owner's death is noticed learns from it what was running.
     board: Path | None
+    #: Whether delayed messages need a process of ours to be moved on when they fall due. Any worker does that; opened as a
+    #: *forwarder* an adapter does it alone. Where the broker sees to it, nobody opens one so.
+    forwards: bool
     #: For each :class:`Capability`: True, or one line that states the limit.
     capabilities: Mapping[Capability, bool | str]
 
@@ -147,7 +150,7 @@ class Adapter(Protocol):
         """Where the messages lie, for people: the URL with its password masked, or an absolute path."""
 
     async def open(self, role: Role) -> None:
-        """Connect. A *client* publishes and inspects; a *worker* subscribes too.
+        """Connect. A *client* publishes and inspects; a *worker* subscribes too; a *forwarder* moves delayed messages on.
 
         Raises :class:`BrokerError` for what waiting does not mend (wrong password, corrupt file, newer schema);
         what waiting may mend it retries by itself in the background, saying so once.

@@ -174,6 +174,17 @@ def test_outside_of_a_project_the_command_says_what_to_do(project: Project) -> N
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_only_delays_is_refused_where_the_broker_needs_nobody_for_them(project: Project) -> None:
+    """`work --only delays` on SQLite ends at once, and one line says why."""
+    project.lay()
+
+    done = project.platform("work", "--only", "delays")
+
+    assert done.returncode != 0
+    [line] = (done.stdout + done.stderr).strip().splitlines()
+    assert "sqlite moves delayed messages on without `--only delays`" in line
+
+
 def test_a_closed_stdout_kills_nothing(project: Project) -> None:
     """A worker started without stdout serves handlers that print."""
     project.lay({"loud": "loud", "quick": "work.quick"})

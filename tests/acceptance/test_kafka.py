@@ -110,3 +110,19 @@ def test_a_message_that_kills_its_worker_is_dead_after_max_crashes(kafka: Projec
     [letter] = json.loads(listed.stdout)
     assert letter["crashes"] == 2
     assert kafka.counts("start")[0] == 2
+
+
+def test_work_only_delays_moves_delayed_messages_on_and_handles_none(kafka: Project) -> None:
+    """A process of its own can see to it that delayed messages fall due while no worker runs; it takes none of them."""
+    configure(kafka, "on_kafka.deadly")
+    forwarder = kafka.start("work", "--only", "delays").until_ready()
+    kafka.send("work", {"n": 1}, "--delay", "300ms")
+    kafka.send("work", {"n": 2}, "--delay", "1h")
+
+    wait_for(
+        lambda: kafka.depths("work") == {"ready": 1, "delayed": 1, "active": 0, "dead": 0}, "the first to fall due"
+    )
+
+    assert forwarder.stop() == 0
+    assert not kafka.entries("start")
+    assert forwarder.events("stopped")

@@ -56,9 +56,25 @@ def work(
         str | None,
         typer.Option("--queues", "-q", metavar="A,B", help="Serve only these. Default: all that have a handler."),
     ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="delays", help="Run no handler: only move delayed messages on as they fall due (Kafka)."),
+    ] = None,
     log_level: LogLevel = None,
 ) -> None:
     """Run the project in production: no watching, no keys, as many workers beside each other as you like."""
+    if only is not None:
+        if only != "delays":
+            raise UsageError(
+                f"--only takes the word delays, not {only!r}; to serve some queues alone write --queues A,B"
+            )
+        if queues is not None or processes != 1:
+            raise UsageError("--only delays runs no handler, so --queues and --processes mean nothing beside it")
+        from handrail.cli.forward import forward_delays  # noqa: PLC0415
+
+        settings = _begin(config, log_level, check_handlers=False)
+        asyncio.run(forward_delays(settings))
+        raise typer.Exit
     settings = _begin(config, log_level)
     names = None
     if queues is not None:
@@ -72,14 +88,14 @@ def work(
     )
 
 
-def _begin(config: Path | None, log_level: str | None) -> Settings:
+def _begin(config: Path | None, log_level: str | None, *, check_handlers: bool = True) -> Settings:
     if log_level is not None:
         os.environ[logs.VARIABLE] = log_level  # hosts take it from there
     try:
         logs.configure()
     except ValueError as error:
         raise UsageError(f"{'--log-level' if log_level else logs.VARIABLE}: {error}") from None
-    return configuration.load(locate(config), check_handlers=True)
+    return configuration.load(locate(config), check_handlers=check_handlers)
 
 
 @contextlib.contextmanager
