@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import uuid
 
 import pytest
 from harness import Project, wait_for
-
-#: Read when the module is loaded, for tests run without the environment's own settings.
-SERVER = os.environ.get("HANDRAIL_TEST_KAFKA", "").removeprefix("kafka://")
-
-pytestmark = pytest.mark.skipif(not SERVER, reason="set HANDRAIL_TEST_KAFKA=host:port; scripts/brokers/kafka.py up")
 
 WORK = """
 import os, signal
@@ -37,17 +31,17 @@ async def deadly(message):
 
 
 @pytest.fixture
-def kafka(project: Project) -> Project:
-    """A project on the server, with names of its own there."""
+def site(project: Project) -> Project:
+    """A project with the handlers of these tests."""
     project.lay()
     project.write("handlers/on_kafka.py", WORK)
     return project
 
 
-def configure(project: Project, handler: str, **queue: object) -> None:
-    project.configure(
+def configure(site: Project, kafka: str, handler: str, **queue: object) -> None:
+    site.configure(
         {"work": {"handler": handler, **queue}},
-        brokers={"default": {"url": f"kafka://{SERVER}", "partitions": 1}},
+        brokers={"default": {"url": kafka, "partitions": 1}},
         prefix=f"a{uuid.uuid4().hex[:8]}-",
     )
 
@@ -63,66 +57,64 @@ def running(project: Project) -> set[int]:
     return {n for n, count in starts.items() if count > over[n]} | {project.entries("end")[-1].n}
 
 
-def test_a_kill_repeats_only_what_ran_though_the_oldest_runs_on_for_an_hour(kafka: Project) -> None:
+def test_a_kill_repeats_only_what_ran_though_the_oldest_runs_on_for_an_hour(site: Project, kafka: str) -> None:
     """While one handler holds the first offset, 10,000 later messages are handled; after kill -9 none of them runs again."""
-    configure(kafka, "on_kafka.held_first", concurrency=50)
-    kafka.send_lines("work", ({"n": n} for n in range(10_001)))
-    first = kafka.worker("work")
-    kafka.until("start", 0)
+    configure(site, kafka, "on_kafka.held_first", concurrency=50)
+    site.send_lines("work", ({"n": n} for n in range(10_001)))
+    first = site.worker("work")
+    site.until("start", 0)
     # once at full speed, with many in flight …
-    wait_for(lambda: ends(kafka) > 3000, "thousands handled")
+    wait_for(lambda: ends(site) > 3000, "thousands handled")
     first.kill_all()
-    in_flight = running(kafka)
+    in_flight = running(site)
     assert len(in_flight) <= 51
 
     # … and once with all done but those that ran then: they are suspects, and wait while the first of them runs
-    second = kafka.worker("work")
-    wait_for(lambda: ends(kafka) >= 10_001 - len(in_flight), "all later ones handled")
-    wait_for(lambda: kafka.depths("work")["ready"] == 0, "all later ones to be acknowledged")
+    second = site.worker("work")
+    wait_for(lambda: ends(site) >= 10_001 - len(in_flight), "all later ones handled")
+    wait_for(lambda: site.depths("work")["ready"] == 0, "all later ones to be acknowledged")
     second.kill_all()
-    in_flight |= running(kafka)
+    in_flight |= running(site)
 
-    kafka.worker("work")
-    kafka.open_gate("hour")
-    kafka.until("end", 0)
-    wait_for(lambda: kafka.depths("work") == {"ready": 0, "delayed": 0, "active": 0, "dead": 0}, "an empty queue")
-    assert set(kafka.counts("end")) == set(range(10_001))
-    twice = {n for n, count in kafka.counts("start").items() if count > 1}
+    site.worker("work")
+    site.open_gate("hour")
+    site.until("end", 0)
+    wait_for(lambda: site.depths("work") == {"ready": 0, "delayed": 0, "active": 0, "dead": 0}, "an empty queue")
+    assert set(site.counts("end")) == set(range(10_001))
+    twice = {n for n, count in site.counts("start").items() if count > 1}
     assert twice <= in_flight
     assert len(twice) < 60
 
 
-def test_a_message_that_kills_its_worker_is_dead_after_max_crashes(kafka: Project) -> None:
+def test_a_message_that_kills_its_worker_is_dead_after_max_crashes(site: Project, kafka: str) -> None:
     """Kafka counts no deliveries: the boards of the dead workers do. Bystanders are handled, and blamed for nothing."""
-    configure(kafka, "on_kafka.deadly", max_crashes=2, concurrency=5)
-    kafka.send_lines("work", ({"n": n} for n in range(1, 4)))
-    kafka.send("work", {"n": 0})
+    configure(site, kafka, "on_kafka.deadly", max_crashes=2, concurrency=5)
+    site.send_lines("work", ({"n": n} for n in range(1, 4)))
+    site.send("work", {"n": 0})
     for _ in range(2):
-        worker = kafka.start("work")
-        kafka.write("worker.pid", str(worker.pid))
+        worker = site.start("work")
+        site.write("worker.pid", str(worker.pid))
         wait_for(lambda worker=worker: worker.process.poll() is not None, "the worker to be killed")  # type: ignore[misc]
         worker.kill_all()
-    kafka.worker("work")
+    site.worker("work")
 
-    kafka.until("end", 1, 2, 3)
-    wait_for(lambda: kafka.depths("work")["dead"] == 1, "the dead letter")
-    listed = kafka.platform("dead", "list", "work", "--json")
+    site.until("end", 1, 2, 3)
+    wait_for(lambda: site.depths("work")["dead"] == 1, "the dead letter")
+    listed = site.platform("dead", "list", "work", "--json")
     [letter] = json.loads(listed.stdout)
     assert letter["crashes"] == 2
-    assert kafka.counts("start")[0] == 2
+    assert site.counts("start")[0] == 2
 
 
-def test_work_only_delays_moves_delayed_messages_on_and_handles_none(kafka: Project) -> None:
+def test_work_only_delays_moves_delayed_messages_on_and_handles_none(site: Project, kafka: str) -> None:
     """A process of its own can see to it that delayed messages fall due while no worker runs; it takes none of them."""
-    configure(kafka, "on_kafka.deadly")
-    forwarder = kafka.start("work", "--only", "delays").until_ready()
-    kafka.send("work", {"n": 1}, "--delay", "300ms")
-    kafka.send("work", {"n": 2}, "--delay", "1h")
+    configure(site, kafka, "on_kafka.deadly")
+    forwarder = site.start("work", "--only", "delays").until_ready()
+    site.send("work", {"n": 1}, "--delay", "300ms")
+    site.send("work", {"n": 2}, "--delay", "1h")
 
-    wait_for(
-        lambda: kafka.depths("work") == {"ready": 1, "delayed": 1, "active": 0, "dead": 0}, "the first to fall due"
-    )
+    wait_for(lambda: site.depths("work") == {"ready": 1, "delayed": 1, "active": 0, "dead": 0}, "the first to fall due")
 
     assert forwarder.stop() == 0
-    assert not kafka.entries("start")
+    assert not site.entries("start")
     assert forwarder.events("stopped")
