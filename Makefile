@@ -3,6 +3,7 @@
 #
 #   make run ARGS="--help"            further arguments for the command
 #   make test ARGS="-k reload -x"     further arguments for pytest
+#   make test JOBS=0                  one test after the other
 #   make run PYTHON=/path/to/python   another interpreter
 
 ARGS =
@@ -16,8 +17,12 @@ DEV = @PYTHON="$(PYTHON)" sh .ci/environment dev
 run:
 	$(RUN) && exec .venv/bin/platform run $(ARGS)
 
+# most tests wait for processes more than they compute: more of them at once than a small machine has cores
+JOBS = 3
+PYTEST = .venv/bin/pytest --numprocesses=$(JOBS) --dist=loadgroup
+
 test:
-	$(DEV) && exec .venv/bin/pytest $(ARGS)
+	$(DEV) && exec $(PYTEST) $(ARGS)
 
 lint:
 	$(DEV)
@@ -26,7 +31,7 @@ lint:
 	.venv/bin/mypy
 
 check: lint
-	.venv/bin/pytest $(ARGS)
+	exec $(PYTEST) $(ARGS)
 
 # a few minutes; ARGS=--quick leaves out the million, ARGS=--help tells the rest
 bench:

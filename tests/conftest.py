@@ -37,8 +37,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     real_servers.bring_up(needed)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a server of their own run in one process, where several share the work."""
+    for item in items:
+        for name in ("own_rabbitmq", "own_kafka"):
+            if name in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(name))
+
+
 def pytest_unconfigure() -> None:
-    real_servers.bring_down()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        real_servers.bring_down()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -30,7 +30,8 @@ if NAMED["kafka"] and not NAMED["kafka"].startswith("kafka:"):
 
 _servers: dict[str, Server] = {"rabbitmq": RabbitMQ(), "kafka": Kafka()}
 _found: dict[str, str | UnavailableError] = {}
-_ours: set[str] = set()
+#: Those that ran before, and so are nobody's of this run.
+_stay = {name for name, server in _servers.items() if server.running}
 
 
 def url(name: str) -> str:
@@ -46,11 +47,8 @@ def url(name: str) -> str:
 def _obtain(name: str) -> str | UnavailableError:
     if NAMED[name]:
         return NAMED[name]
-    server = _servers[name]
     try:
-        if not server.running:
-            _ours.add(name)
-        return server.up()
+        return _servers[name].up()
     except UnavailableError as error:
         return error
 
@@ -78,8 +76,8 @@ def bring_up(names: Iterable[str]) -> None:
 
 
 def bring_down() -> None:
-    """End what was started here."""
-    for name in _ours:
-        _servers[name].down()
-    _ours.clear()
+    """End what was started for this run. Where tests run in several processes, only the one that began them may."""
+    for name, server in _servers.items():
+        if name not in _stay:
+            server.down()
     _found.clear()
