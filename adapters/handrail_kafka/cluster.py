@@ -22,6 +22,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from handrail.errors import BrokerError
 from handrail.logger import get_logger
 from handrail_kafka import faults, progress
+from handrail_kafka.hazards import hazards
 from handrail_kafka.options import Options
 from handrail_kafka.progress import Stand
 
@@ -72,7 +73,12 @@ class Cluster:
         asker = None
         try:
             await admin.start()
-            asker = AIOKafkaConsumer(**self.options.client(), request_timeout_ms=10_000, enable_auto_commit=False)
+            asker = AIOKafkaConsumer(
+                **self.options.client(),
+                request_timeout_ms=10_000,
+                enable_auto_commit=False,
+                isolation_level="read_committed",
+            )
             await asker.start()
         except BaseException:
             await admin.close()
@@ -249,13 +255,12 @@ class Cluster:
             for resource in response.resources:
                 name, entries = resource[3], resource[4]
                 values = {entry[0]: entry[1] for entry in entries}
-                if (values.get("retention.ms") or "-1") != "-1" or "compact" in (values.get("cleanup.policy") or ""):
-                    log.warning(
-                        "this topic forgets messages that were not handled; set retention.ms=-1 and cleanup.policy=delete",
-                        topic=name,
-                        retention_ms=values.get("retention.ms"),
-                        cleanup_policy=values.get("cleanup.policy"),
-                    )
+                if found := hazards(values, self._copies(name)):
+                    log.warning("this topic's settings lose messages", topic=name, settings="; ".join(found))
+
+    def _copies(self, topic: str) -> int:
+        partitions = self._client._client.cluster._partitions.get(topic, {})
+        return max((len(partition.replicas) for partition in partitions.values()), default=1)
 
     def tps(self, topic: str) -> list[TopicPartition]:
         return [TopicPartition(topic, n) for n in range(self.partitions.get(topic, 0))]
@@ -366,6 +371,7 @@ class Cluster:
             **self.options.client(),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            isolation_level="read_committed",
             fetch_max_wait_ms=100,
             max_partition_fetch_bytes=4 << 20,
         )

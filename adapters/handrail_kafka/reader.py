@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition, errors
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
@@ -271,6 +272,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             group_id=self.group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
+            isolation_level="read_committed",  # what a transaction took back was never sent
             partition_assignment_strategy=(StickyPartitionAssignor, RoundRobinPartitionAssignor)
             if len(self._topics) > 1
             else (RoundRobinPartitionAssignor,),
@@ -317,8 +319,26 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                         self._dirty.set()
                     if fresh:
                         self._owner.take(part, fresh)
+            self._pass_gaps(ready)
         if self._rebuild:
             raise errors.KafkaError(self._rebuild)
+
+    def _pass_gaps(self, tps: Iterable[TopicPartition]) -> None:
+        """Go past what will never come: markers and remains of transactions, records that compaction took."""
+        subscription = self._consumer._subscription.subscription
+        assignment = subscription.assignment if subscription is not None else None
+        if assignment is None:
+            return
+        for tp in tps:
+            part = self.parts.get(tp)
+            if part is None or part.lost or tp not in assignment.tps:
+                continue
+            state = assignment.state_value(tp)
+            if state.has_valid_position and state.position > part.tracker.position:
+                part.tracker.skip_to(state.position)
+                part.moved_at = time.monotonic()
+                part.dirty = True
+                self._dirty.set()
 
     # --- what is finished ---------------------------------------------------------------------------------------------
 
@@ -550,9 +570,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                     reason=wrong,
                 )
             if stand.watermark <= end:
-                if stand.watermark < begin:
-                    return Stand(begin, ours=stand.ours), begin
-                return stand, stand.watermark
+                return self._what_is_left(stand, begin, where), max(stand.watermark, begin)
             what = f"the position {stand.watermark} lies beyond the log's end {end}"
         elif begin in (0, end):
             return Stand(begin), begin
@@ -567,6 +585,27 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         return (
             f"{self._cluster.place}: group {self.group!r} has lost its place in {where}: {what}; set on_lost_position: "
             f"earliest to handle again what is left ({end - begin} records), or latest to skip it"
+        )
+
+    def _what_is_left(self, stand: Stand, begin: int, where: str) -> Stand:
+        """*stand* of a log that begins at *begin*: what lay before it is gone, handled or not."""
+        gone = begin - stand.watermark
+        if gone <= 0:
+            return stand
+        unfinished = gone - stand.beyond[:gone].count(1)
+        if unfinished:
+            log.warning(
+                "messages that were not handled are no longer in the topic: was it cleared, or is its retention limited?",
+                partition=where,
+                group=self.group,
+                messages=unfinished,
+            )
+        return msgspec.structs.replace(
+            stand,
+            watermark=begin,
+            beyond=stand.beyond[gone:],
+            held_at=tuple(at for at in stand.held_at if at >= begin),
+            counts=tuple(one for one in stand.counts if one[0] >= begin),
         )
 
     def _lose(self, parts: list[Part]) -> None:

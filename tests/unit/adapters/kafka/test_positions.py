@@ -1,0 +1,208 @@
+"""Where a group stands, against what the log holds: lost positions, damaged maps, lag, topics that forget."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import structlog
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.structs import OffsetAndMetadata
+
+from handrail.adapter import Adapter, BrokerSettings, Delivery, QueueSpec, Settlement, Verb, load
+from handrail.message import Message, new_id
+from handrail_kafka.hazards import hazards
+from handrail_kafka.progress import Stand, encode
+
+QUEUE = QueueSpec(name="work", dead_letter="work.dead")
+
+
+class Site:
+    """Names of one test's own on the shared server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.server = url.removeprefix("kafka://")
+        self.prefix = f"p{uuid.uuid4().hex[:8]}-"
+        self.topic = f"{self.prefix}work"
+        self.tp = TopicPartition(self.topic, 0)
+        self.got: list[Delivery] = []
+
+    @asynccontextmanager
+    async def opened(self, role: str = "worker", **options: object) -> AsyncIterator[Adapter]:
+        adapter = load(BrokerSettings("default", self.url, "/", self.prefix, {"partitions": 1, **options}))
+        await adapter.open(role)  # type: ignore[arg-type]
+        try:
+            await adapter.declare([QUEUE])
+            yield adapter
+        finally:
+            await adapter.close()
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[Any]:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.server)
+        await admin.start()
+        try:
+            yield admin
+        finally:
+            await admin.close()
+
+    async def publish(self, *bodies: bytes) -> None:
+        async with self.opened("client") as client:
+            sent = [Message(queue="work", id=new_id(), body=body) for body in bodies]
+            assert await client.publish(sent, 20.0) == {}
+
+    async def commit(self, offset: int, text: str = "") -> None:
+        """Commit as any other program of that group might."""
+        other = AIOKafkaConsumer(bootstrap_servers=self.server, group_id=self.topic, enable_auto_commit=False)
+        await other.start()
+        other.assign([self.tp])
+        await other.commit({self.tp: OffsetAndMetadata(offset, text)})
+        await other.stop()
+
+    async def lag(self) -> int:
+        """End minus committed offset, which is all that other tools see."""
+        other = AIOKafkaConsumer(bootstrap_servers=self.server, group_id=self.topic, enable_auto_commit=False)
+        await other.start()
+        try:
+            other.assign([self.tp])
+            return int((await other.end_offsets([self.tp]))[self.tp] - (await other.committed(self.tp) or 0))
+        finally:
+            await other.stop()
+
+    async def subscribe(self, adapter: Adapter) -> None:
+        await adapter.subscribe(QUEUE, 100, self.got.extend, lambda _lost: None)
+
+    async def taken(self, adapter: Adapter, count: int) -> list[bytes]:
+        await self.subscribe(adapter)
+        await until(lambda: len(self.got) >= count)
+        return [one.message.body for one in self.got]
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def site(kafka: str) -> Site:
+    return Site(kafka)
+
+
+@pytest.fixture
+def logs() -> Any:
+    with structlog.testing.capture_logs() as captured:
+        yield captured
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("earliest", [b"0", b"1", b"2", b"new"]), ("latest", [b"new"])])
+async def test_a_lost_position_is_obeyed_as_the_user_chose(
+    site: Site, logs: list[Any], choice: str, expected: list[bytes]
+) -> None:
+    """`on_lost_position` says whether what is left is handled again or skipped; either is told."""
+    await site.publish(b"0", b"1", b"2")
+    await site.commit(50)
+
+    async with site.opened(on_lost_position=choice) as worker:
+        await site.subscribe(worker)
+        await until(lambda: worker.health().up)
+        await worker.publish([Message(queue="work", id=new_id(), body=b"new")], 20.0)
+        await until(lambda: len(site.got) >= len(expected))
+
+    assert [one.message.body for one in site.got] == expected
+    assert [one for one in logs if "position lost" in one["event"]]
+
+
+async def test_a_lost_position_stops_the_queue_until_a_person_decides(site: Site) -> None:
+    """By default nothing is replayed or skipped: the queue is not served, and health and log say what to do."""
+    await site.publish(b"0", b"1", b"2")
+    await site.commit(50)
+
+    async with site.opened() as worker:
+        await site.subscribe(worker)
+        await until(lambda: "on_lost_position" in worker.health().detail)
+
+        assert not worker.health().up
+        assert "lies beyond the log's end 3" in worker.health().detail
+    assert site.got == []
+
+
+async def test_a_map_that_claims_what_the_log_no_longer_holds_is_dropped(site: Site, logs: list[Any]) -> None:
+    """Finished offsets past the log's end cannot be of this log: one line, and handling goes on from the watermark."""
+    await site.publish(b"0", b"1", b"2")
+    await site.commit(*encode(Stand(1, b"\x00\x01" + b"\x00" * 20 + b"\x01")))
+
+    async with site.opened() as worker:
+        assert await site.taken(worker, 2) == [b"1", b"2"]
+
+    [told] = [one for one in logs if "not known" in one["event"]]
+    assert "the log ends at 3" in told["reason"]
+
+
+async def test_what_the_server_deleted_unhandled_is_told(site: Site, logs: list[Any]) -> None:
+    """Records that went before they were handled are counted in one line; what was finished beyond them stays finished."""
+    await site.publish(*(b"%d" % n for n in range(6)))
+    await site.commit(*encode(Stand(1, b"\x00\x00\x00\x01")))
+    async with site.admin() as admin:
+        await admin.delete_records({site.tp: RecordsToDelete(3)})
+
+    async with site.opened() as worker:
+        assert await site.taken(worker, 2) == [b"3", b"5"]
+
+    [told] = [one for one in logs if "no longer in the topic" in one["event"]]
+    assert told["messages"] == 2
+
+
+async def test_lag_as_others_compute_it_is_0_when_nothing_is_unfinished(site: Site) -> None:
+    """What transactions leave in the log, and what one took back, is passed too: an autoscaler sees an empty queue as empty."""
+    async with site.opened() as worker:
+        producer = AIOKafkaProducer(bootstrap_servers=site.server, transactional_id=site.prefix)
+        await producer.start()
+        for body in (b"0", b"1"):
+            async with producer.transaction():
+                await producer.send_and_wait(site.topic, body)
+        await producer.begin_transaction()
+        await producer.send_and_wait(site.topic, b"taken back")
+        await producer.abort_transaction()
+        await producer.stop()
+        assert await site.taken(worker, 2) == [b"0", b"1"]
+
+        assert await worker.settle([Settlement(one, Verb.ACK) for one in site.got]) == []
+
+        async with asyncio.timeout(30):
+            while await site.lag():
+                await asyncio.sleep(0.05)
+        depth = await worker.depth("work")
+        assert (depth.ready, depth.active) == (0, 0)
+
+
+async def test_a_topic_that_forgets_is_used_and_warned_of_once(site: Site, logs: list[Any]) -> None:
+    """A topic that exists keeps its settings; those that lose messages are named with what they ought to be."""
+    async with site.admin() as admin:
+        settings = {"retention.ms": "86400000", "cleanup.policy": "compact"}
+        await admin.create_topics([NewTopic(site.topic, 2, 1, topic_configs=settings)])
+
+    async with site.opened() as worker:
+        await worker.declare([QUEUE])
+        assert len(worker._core.cluster.tps(site.topic)) == 2  # type: ignore[attr-defined]
+
+    [told] = [one for one in logs if "lose messages" in one["event"]]
+    assert told["topic"] == site.topic
+    assert "retention.ms=86400000" in told["settings"]
+    assert "cleanup.policy=compact" in told["settings"]
+
+
+def test_what_loses_messages_depends_on_the_copies() -> None:
+    """With one copy nothing can be lost between copies; what handrail makes itself is without hazard."""
+    loose = {"min.insync.replicas": "1", "unclean.leader.election.enable": "true"}
+
+    assert hazards(loose, 1) == []
+    assert len(hazards(loose, 3)) == 2
+    assert hazards({"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}, 3) == []
+    assert len(hazards({"retention.bytes": "1000", "cleanup.policy": "compact,delete"}, 1)) == 2
