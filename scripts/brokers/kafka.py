@@ -117,7 +117,7 @@ class Kafka(Server):
             PROPERTIES.format(folder=self.folder, user=USER, password=PASSWORD, plain=PLAIN, **state) + self.properties
         )
         (self.folder / "log4j2.xml").write_text(LOG4J)
-        if not fresh:
+        if not fresh and (self.folder / "data" / "meta.properties").exists():
             return
         # what an interrupted start left is no data yet
         shutil.rmtree(self.folder / "data", ignore_errors=True)

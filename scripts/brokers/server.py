@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -104,19 +106,36 @@ class Server:
 
     def up(self) -> str:
         """Start the server unless it runs; its URL. Raises :class:`UnavailableError`."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / "lock"):
+        with locked(self._lock):
+            self.folder.mkdir(parents=True, exist_ok=True)
             if self.running and self.answers(self.state["port"]):
                 return self.url
             self.obtain()
-            self._start()
+            if self.state:
+                if not self.running and not is_free(self.state["port"]):
+                    raise UnavailableError(
+                        f"{self.name}: port {self.state['port']} is taken by another program; `down`, and `up` takes another"
+                    )
+                self._start(self.state, fresh=False)
+                return self.url
+            for chances in (2, 1, 0):
+                try:
+                    self._start(dict(zip(self.ports, free_ports(len(self.ports)), strict=True)), fresh=True)
+                except UnavailableError:
+                    # somebody may have taken one of the ports in this very moment
+                    if not chances or self.running:
+                        raise
+                    (self.folder / "state.json").unlink(missing_ok=True)
+                else:
+                    break
             return self.url
 
-    def _start(self) -> None:
-        state = self.state
-        fresh = not state
-        if fresh:
-            state = dict(zip(self.ports, free_ports(len(self.ports)), strict=True))
+    @property
+    def _lock(self) -> Path:
+        # beside the folder: `down` takes the folder away while others wait
+        return self.folder.with_name(f"{self.folder.name}.lock")
+
+    def _start(self, state: dict[str, int], *, fresh: bool) -> None:
         self.prepare(state, fresh=fresh)
         if not self.running:
             with self.log.open("ab") as out:
@@ -130,7 +149,9 @@ class Server:
                     start_new_session=True,
                 )
             state["pid"] = self._started.pid
-            (self.folder / "state.json").write_text(json.dumps(state))
+            half = self.folder / "state.json.new"
+            half.write_text(json.dumps(state))
+            half.replace(self.folder / "state.json")
         end = time.monotonic() + PATIENCE
         while not self.answers(state["port"]):
             if (self._started is not None and self._started.poll() is not None) or time.monotonic() > end:
@@ -167,8 +188,9 @@ class Server:
 
     def down(self) -> None:
         """Stop the server and throw its data away."""
-        self.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with locked(self._lock):
+            self.stop()
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 #: Stands in the environment of every server, so that a process id of long ago is not taken for one.
@@ -194,11 +216,21 @@ def alive(pid: int, folder: Path) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Ports below those that systems give to outgoing connections: any of these could have one before the next start."""
+    ports = random.sample(range(10_000, 32_000), 2_000)
+    return list(itertools.islice(filter(is_free, ports), count))
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on that port of the loopback."""
+    with socket.socket() as probe:
+        # connections of a server before, which wait for their end, are in nobody's way
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 @contextlib.contextmanager
