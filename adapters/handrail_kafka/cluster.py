@@ -179,7 +179,10 @@ class Cluster:
             metadata = await client.fetch_all_metadata()
         except errors.KafkaError:
             # a server ends connections that were idle or whose token has ended, and this one learns of it only now
-            metadata = await client.fetch_all_metadata()
+            try:
+                metadata = await client.fetch_all_metadata()
+            except errors.KafkaError as error:
+                raise errors.KafkaConnectionError("no server answers") from error
         found = {}
         for topic in metadata.topics():
             if partitions := metadata.partitions_for_topic(topic):
