@@ -154,13 +154,13 @@ class Forwarder:
             if not target:
                 log.warning(
                     "a record among the delays names no queue; it is left out",
-                    topic=record.topic,
-                    partition=record.partition,
+                    topic=part.tp.topic,
+                    partition=part.tp.partition,
                     offset=record.offset,
                 )
                 part.finish(record.offset)
                 continue
-            messages.append(wire.message_of(record, target))
+            messages.append(wire.message_of(record, target, part.tp))
             kept.append((part, record))
         failed = await self._outbox.publish(messages, 30.0, self._trouble) if messages else {}
         for index, (part, record) in enumerate(kept):

@@ -243,7 +243,7 @@ class Intake:
             changed = False
             while free > 0 and (found := level.next()) is not None:
                 part, record = found
-                message = wire.message_of(record, name)
+                message = wire.message_of(record, name, part.tp)
                 if part.counts and record.offset in part.counts:
                     put_counts(message, part.counts[record.offset])
                 if part.left and any(self._was_done(part, left, record, message) for left in part.left):
@@ -277,7 +277,7 @@ class Intake:
                 part.dirty = True
         # an id that a stranger chose may be that of another message too
         elif (message.id, message.send) in left.completed and (
-            message.unique or message.id == wire.position_id(record)
+            message.unique or message.id == wire.position_id(record, part.tp)
         ):
             left.completed.discard((message.id, message.send))
             part.finish(record.offset)

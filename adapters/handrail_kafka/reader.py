@@ -24,6 +24,7 @@ from handrail_kafka import faults, progress
 from handrail_kafka.cluster import Cluster
 from handrail_kafka.deaths import Left
 from handrail_kafka.ending import end_consumer
+from handrail_kafka.fetching import spare
 from handrail_kafka.options import LostPosition
 from handrail_kafka.progress import MOST_BOARDS, MOST_HELD, SAFE_SPAN, Counts, Stand, Tracker
 
@@ -286,6 +287,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         )
         try:
             await consumer.start()
+            spare(consumer)
             consumer.subscribe(self._topics, listener=self)
         except BaseException:
             with contextlib.suppress(errors.KafkaError, OSError):

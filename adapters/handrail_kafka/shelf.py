@@ -163,7 +163,7 @@ class Shelf:
             found.sort(key=lambda one: (one[1].timestamp, one[1].offset), reverse=True)
             return [_letter(record, queue) for _view, record in found]
         if state == "delayed":
-            return [wire.message_of(record, queue) for _view, record in await self._delayed(queue)]
+            return [wire.message_of(record, queue, record) for _view, record in await self._delayed(queue)]
         messages: list[Message] = []
         for topic in self._levels(queue):
             views = await self._views([topic])
@@ -172,7 +172,7 @@ class Shelf:
             for view, record in await self._records([_head(view, enough) for view in views]):
                 lists.setdefault(view.tp, []).append((view, record))
             merged = heapq.merge(*lists.values(), key=lambda one: one[1].timestamp)
-            level = [view.counted(wire.message_of(record, queue), record.offset) for view, record in merged]
+            level = [view.counted(wire.message_of(record, queue, record), record.offset) for view, record in merged]
             messages += sorted(level, key=lambda message: -message.priority)
             if len(messages) >= enough:
                 break
@@ -297,8 +297,8 @@ def _head(view: View, enough: int) -> View:
 
 
 def _id(record: ConsumerRecord) -> str:
-    return wire.message_of(record, "").id
+    return wire.message_of(record, "", record).id
 
 
 def _letter(record: ConsumerRecord, queue: str) -> Message:
-    return wire.message_of(record, queue)
+    return wire.message_of(record, queue, record)

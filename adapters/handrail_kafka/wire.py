@@ -17,14 +17,16 @@ from handrail.message import (
     Message,
     apply_metadata,
     metadata,
+    number,
     valid_id,
 )
 
 Headers = list[tuple[str, bytes]]
 
 #: Names of metadata that :func:`handrail.message.metadata` leaves to the broker.
-ID, PRIORITY, TYPES, TARGET, CONTENT_TYPE = (
+ID, SENT_AT, PRIORITY, TYPES, TARGET, CONTENT_TYPE = (
     "handrail-id",
+    "handrail-sent-at",
     "handrail-priority",
     "handrail-types",
     "handrail-queue",
@@ -36,13 +38,18 @@ OVERHEAD = 512
 _json = msgspec.json.Encoder()
 
 
-class Record(Protocol):
-    """What aiokafka delivers, as far as it is used here."""
+class Place(Protocol):
+    """Where a record lies: its partition."""
 
     @property
     def topic(self) -> str: ...
     @property
     def partition(self) -> int: ...
+
+
+class Record(Protocol):
+    """What aiokafka delivers, as far as it is used here."""
+
     @property
     def offset(self) -> int: ...
     @property
@@ -140,13 +147,21 @@ def size_of(key: bytes | None, body: bytes, headers: Headers) -> int:
     return size
 
 
-def position_id(record: Record) -> str:
+def position_id(record: Record, place: Place) -> str:
     """The id of a message whose sender gave it none: where it lies."""
-    return f"{record.topic[-100:]}/{record.partition}/{record.offset}"
+    return f"{place.topic[-100:]}/{place.partition}/{record.offset}"
 
 
-def message_of(record: Record, queue: str) -> Message:
-    """The message that *record* is, for *queue*."""
+def message_of(record: Record, queue: str, place: Place) -> Message:
+    """The message that *record*, of the partition *place*, is for *queue*."""
+    found = record.headers
+    # what has no headers but the two that every message of ours has, which is nearly all that comes
+    if len(found) == 2 and record.key is None:
+        (first, message_id), (second, sent_at) = found
+        if first == ID and second == SENT_AT and message_id and sent_at and record.value is not None:
+            text = message_id.decode("utf-8", "replace")
+            if valid_id(text):
+                return Message(queue=queue, id=text, body=record.value, sent_at=number(sent_at, 0.0))
     ours: dict[str, str] = {}
     theirs: list[tuple[str, bytes | None]] = []
     content_type = JSON
@@ -159,7 +174,7 @@ def message_of(record: Record, queue: str) -> Message:
             theirs.append((name, value))
     found_id = ours.get(ID, "")
     if not valid_id(found_id):
-        found_id = position_id(record)
+        found_id = position_id(record, place)
     message = Message(queue=queue, id=found_id, body=record.value or b"", content_type=content_type)
     raw_key: bytes | None = None
     if record.key is not None:

@@ -124,8 +124,8 @@ def apply_metadata(message: Message, found: dict[str, str]) -> None:
 
     Headers come from the wire, where anybody may write: a bad one must never stop a queue.
     """
-    message.sent_at = _number(found.get("handrail-sent-at"), 0.0)
-    due = _number(found.get("handrail-due"), -1.0)
+    message.sent_at = number(found.get("handrail-sent-at"), 0.0)
+    due = number(found.get("handrail-due"), -1.0)
     message.due = due if due >= 0 else None
     message.attempts = _count(found.get("handrail-attempts"))
     message.starts = _count(found.get("handrail-starts"))
@@ -140,12 +140,13 @@ def apply_metadata(message: Message, found: dict[str, str]) -> None:
         message.fault = Fault(
             reason=found["handrail-reason"],
             traceback=found.get("handrail-traceback", ""),
-            at=_number(found.get("handrail-dead-at"), 0.0),
+            at=number(found.get("handrail-dead-at"), 0.0),
             queue=found.get("handrail-dead-queue", ""),
         )
 
 
-def _number(text: str | None, default: float) -> float:
+def number(text: str | bytes | None, default: float) -> float:
+    """The time that a header says, Unix seconds; *default* where it says none that can be."""
     try:
         value = float(text) if text else default
     except ValueError:
