@@ -282,7 +282,7 @@ class RabbitMQAdapter:
             channel = intake.flush()
             if channel is None:
                 raise GoneError("no channel")
-            await channel.ask(channel.raw.basic_qos, prefetch_count=1)
+            await channel.fence()
         except GoneError:
             for queue, message_id in acked:
                 if queue == intake.full:

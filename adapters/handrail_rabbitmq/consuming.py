@@ -66,13 +66,13 @@ class Tag:
 
     __slots__ = ("consumer", "intake", "number", "rank", "state")
 
-    def __init__(self, intake: Intake, consumer: Consumer, number: int, rank: tuple[int, int, int]) -> None:
+    def __init__(self, intake: Intake, consumer: Consumer, number: int) -> None:
         self.intake = intake
         self.consumer = consumer
         #: The server's delivery tag, on the channel that the intake had then.
         self.number = number
-        #: Place among the hidden: the lowest first.
-        self.rank = rank
+        #: Place among the hidden: the lowest first. Set when it is hidden.
+        self.rank = (0, 0, 0)
         self.state = OPEN
 
 
@@ -251,10 +251,7 @@ class Intake:
         consumer.unsettled += 1
         self._count += 1
         self._outstanding.append(number)
-        level = consumer.level
-        rank = (-(message.priority if level == HEAD else int(level)), level != HEAD, -number if self._lifo else number)
-        tag = Tag(self, consumer, number, rank)
-        delivery = Delivery(message, tag, redelivered)
+        delivery = Delivery(message, Tag(self, consumer, number), redelivered)
         if self._gathering:
             self._gathering -= 1
             if not self._gathering:
@@ -294,6 +291,9 @@ class Intake:
 
     def _hide(self, arrived: list[Delivery]) -> None:
         for delivery in arrived:
+            tag = delivery.tag
+            level, number = tag.consumer.level, -tag.number if self._lifo else tag.number
+            tag.rank = (-(delivery.message.priority if level == HEAD else int(level)), level != HEAD, number)
             bisect.insort(self._hidden, delivery, key=_rank)
 
     def _pump(self) -> None:
@@ -535,6 +535,7 @@ class Intake:
             if gather:
                 found = await channel.ask(raw.queue_declare, name, passive=True)
                 counts += min(found.message_count, prefetch)
+            channel.prefetch = prefetch
             channel.begin(raw.basic_qos, prefetch_count=prefetch)
             one = Consumer(level, f"{self.full}.{id(self):x}.{level}.{self._loop.time():.6f}", prefetch)
             self._consumers[level] = one

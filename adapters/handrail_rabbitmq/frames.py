@@ -8,6 +8,7 @@ is taken only where pika's parts are the ones it was written against; elsewhere 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from struct import Struct
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from pika import BasicProperties, exceptions
 from pika import channel as pika_channel
 from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.utils import io_services_utils
 
 #: Takes a delivery: its tag, whether it was delivered before, its properties (flags and values, as they came) and its body.
 Take = Callable[[int, bool, bytes | BasicProperties, bytes], None]
@@ -26,7 +28,7 @@ READ = 1 << 16
 
 _METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
 _END = 0xCE
-_PUBLISH, _DELIVER, _ACK = 0x003C0028, 0x003C003C, 0x003C0050
+_QOS, _QOS_OK, _PUBLISH, _DELIVER, _ACK = 0x003C000A, 0x003C000B, 0x003C0028, 0x003C003C, 0x003C0050
 _BASIC = 0x003C
 # type, channel, size, method
 _method = Struct(">BHII").unpack_from
@@ -39,8 +41,9 @@ _tag = Struct(">QB").unpack_from
 _head = Struct(">BHI").pack
 _header_head = Struct(">BHIHHQ").pack
 _ack = Struct(">BHIIQBB").pack
-#: Bytes before the properties in a header frame, and of a whole ack.
-_HEADER_SIZE, _ACK_SIZE = 19, 21
+_qos = Struct(">BHIIIHBB").pack
+#: Bytes before the properties in a header frame, and of whole frames.
+_HEADER_SIZE, _ACK_SIZE, _QOS_OK_SIZE = 19, 21, 12
 
 
 class Encoded(BasicProperties):  # type: ignore[misc,unused-ignore]
@@ -71,7 +74,10 @@ class Gathering(AsyncioConnection):  # type: ignore[misc,unused-ignore]
     def _emit_gathered(self) -> None:
         gathered, self._gathered = self._gathered, None
         if gathered and self._transport is not None:
-            super()._adapter_emit_data(b"".join(gathered))
+            self._emit(b"".join(gathered))
+
+    def _emit(self, data: bytes) -> None:
+        super()._adapter_emit_data(data)
 
 
 class ShortChannel(pika_channel.Channel):  # type: ignore[misc,unused-ignore]
@@ -81,11 +87,24 @@ class ShortChannel(pika_channel.Channel):  # type: ignore[misc,unused-ignore]
         super().__init__(connection, number, on_open_callback)
         self.takes: dict[bytes, Take] = {}
         self.on_confirm: Confirm | None = None
+        #: Who waits for each answer to basic.qos that is still to come, None for pika itself.
+        self.fences: deque[asyncio.Future[None] | None] = deque()
         self._methods: dict[tuple[str, str], bytes] = {}
 
     def basic_ack(self, delivery_tag: int = 0, multiple: bool = False) -> None:
         self._raise_if_not_open()
         self.connection.emit(_ack(_METHOD, self.channel_number, 13, _ACK, delivery_tag, multiple, _END), 1)
+
+    def fence(self, prefetch: int, passed: asyncio.Future[None]) -> None:
+        """Ask for something that changes nothing; *passed* is done when the server has done all that came before."""
+        self._raise_if_not_open()
+        self.fences.append(passed)
+        self.connection.emit(_qos(_METHOD, self.channel_number, 11, _QOS, 0, prefetch, 0, _END), 1)
+
+    def _send_method(self, method: Any, content: Any = None) -> None:
+        if method.INDEX == _QOS:
+            self.fences.append(None)
+        super()._send_method(method, content)
 
     def publish(self, exchange: str, key: str, properties: bytes, body: bytes) -> None:
         """As ``basic_publish``, mandatory, with properties that are encoded already."""
@@ -118,6 +137,9 @@ class ShortChannel(pika_channel.Channel):  # type: ignore[misc,unused-ignore]
 class Short(Gathering):
     """The connection that knows the short way."""
 
+    #: Whether what is written goes to the socket as it is.
+    _plain = False
+
     @property
     def body_max(self) -> int:
         """The most bytes of a body that one frame carries."""
@@ -137,7 +159,23 @@ class Short(Gathering):
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = READ
+        self._plain = type(transport) is io_services_utils._AsyncPlaintextTransport
+        if self._plain:
+            # what is left is read in the next turn; to read until there is nothing costs an exception each time
+            transport._MAX_CONSUME_BYTES = 1
         super()._proto_connection_made(transport)
+
+    def _emit(self, data: bytes) -> None:
+        transport = self._transport
+        if self._plain and not transport._tx_buffers and transport._state == transport._STATE_ACTIVE:
+            try:
+                sent = transport._sock.send(data)
+            except OSError:
+                sent = 0  # pika meets it again and knows what to do
+            if sent == len(data):
+                return
+            data = data[sent:]
+        super()._emit(data)
 
     def _on_data_available(self, data_in: bytes) -> None:
         self._frame_buffer += data_in
@@ -157,10 +195,20 @@ class Short(Gathering):
         data = self._frame_buffer
         channels, most = self._channels, self._body_max_length
         at, end, frames, proceed = 0, len(data), 0, True
-        while end - at >= _ACK_SIZE:
+        while end - at >= _QOS_OK_SIZE:
             kind, number, size, method = _method(data, at)
             channel = channels.get(number)
             if kind != _METHOD or channel is None:
+                break
+            if method == _QOS_OK:
+                if not channel.fences or data[at + 11] != _END or (passed := channel.fences.popleft()) is None:
+                    break
+                at += _QOS_OK_SIZE
+                frames += 1
+                if not passed.done():
+                    passed.set_result(None)
+                continue
+            if end - at < _ACK_SIZE:
                 break
             if method == _ACK and channel.on_confirm is not None and data[at + 20] == _END:
                 tag, bits = _tag(data, at + 11)
@@ -212,9 +260,22 @@ _REPLACED: dict[tuple[type[Any], str], set[str]] = {
         *("channel_number", "_channels", "LOGGER", "critical", "NAME", "_handle_content_frame"),
     },
     (AsyncioConnection, "_send_message"): {
-        *("len", "frame", "Method", "Header", "Body", "append", "marshal", "int", "math", "ceil", "float", "range"),
+        *("len", "frame", "Method", "Header", "Body", "append", "marshal", "int", "math", "ceil", "float"),
         *("_body_max_length", "_output_marshaled_frames"),
     },
+    (io_services_utils._AsyncPlaintextTransport, "write"): {
+        *("_state", "_STATE_ACTIVE", "_LOGGER", "debug", "_sock", "get_write_buffer_size", "_buffer_tx_data"),
+        *("_nbio", "set_writer", "fileno", "_on_socket_writable"),
+    },
+    (io_services_utils._AsyncPlaintextTransport, "_consume"): {
+        *("_state", "_STATE_ACTIVE", "_MAX_CONSUME_BYTES", "_sigint_safe_recv", "_sock", "_MAX_RECV_BYTES", "len"),
+        *("_LOGGER", "error", "RxEndOfFile", "_protocol", "data_received", "Exception", "exception"),
+    },
+    (io_services_utils._AsyncPlaintextTransport, "_produce"): {
+        *("_tx_buffers", "_sigint_safe_send", "_sock", "popleft", "len", "_LOGGER", "debug", "appendleft"),
+        *("_tx_buffered_byte_count", "_state"),
+    },
+    (pika_channel.Channel, "_send_method"): {"connection", "_send_method", "channel_number"},
     (pika_channel.Channel, "basic_ack"): {"_raise_if_not_open", "_send_method", "spec", "Basic", "Ack"},
     (pika_channel.Channel, "_on_deliver"): {
         *("method", "consumer_tag", "delivery_tag", "_cancelled", "is_open", "_consumers_with_noack", "basic_reject"),
@@ -227,6 +288,6 @@ def connection() -> type[Gathering]:
     """The fastest connection that this pika allows."""
     for (owner, name), names in _REPLACED.items():
         code = getattr(getattr(owner, name, None), "__code__", None)
-        if code is None or set(code.co_names) != names:
+        if code is None or set(code.co_names) - {"range", "xrange"} != names:
             return Gathering
     return Short

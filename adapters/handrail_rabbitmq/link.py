@@ -57,6 +57,8 @@ class Channel:
         self.reason: str | None = None
         #: The server's code, when the server closed it: 404, 406 …
         self.code = 0
+        #: What the next consumer on it may have unsettled; to say it again changes nothing.
+        self.prefetch = 1
         self.on_close: Callable[[], None] | None = None
         self._asked: set[asyncio.Future[Any]] = set()
         raw.add_on_close_callback(self._closed)
@@ -122,6 +124,24 @@ class Channel:
             heard(method.delivery_tag, method.multiple, method.NAME == "Basic.Nack")
 
         await self.ask(lambda callback: self.raw.confirm_delivery(on_confirm, callback=callback))
+
+    async def fence(self) -> None:
+        """Returns when the server has done all that it was told on this channel before."""
+        if not isinstance(self.raw, frames.ShortChannel):
+            await self.ask(self.raw.basic_qos, prefetch_count=self.prefetch)
+            return
+        if self.reason is not None:
+            raise GoneError(self.reason)
+        passed = asyncio.get_running_loop().create_future()
+        try:
+            self.raw.fence(self.prefetch, passed)
+        except exceptions.AMQPError as error:
+            raise GoneError(str(error)) from error
+        self._asked.add(passed)
+        try:
+            await passed
+        finally:
+            self._asked.discard(passed)
 
     def publish(self, exchange: str, key: str, properties: bytes, body: bytes) -> None:
         """Publish, mandatory, with encoded properties. Raises what pika raises for what it cannot write."""

@@ -27,6 +27,10 @@ _Properties = pika.BasicProperties
 _USUAL = b"\xb8\x80"
 #: The kind of a table's value.
 _TEXT = ord("S")
+#: How properties begin that are JSON's and have nothing in their table but when they were sent, and their size with an id
+#: of ours: then follow that time in 17 digits, delivery mode, priority, and the id with its size.
+_PLAIN = _USUAL + b"\x10application/json\x00\x00\x00\x27\x10handrail-sent-atS\x00\x00\x00\x11"
+_PLAIN_SIZE = len(_PLAIN) + 17 + 3 + 32
 _NAMES: dict[str, bytes] = {}
 
 _KEY = "handrail-key"
@@ -202,6 +206,8 @@ def message(queue: str, found: pika.BasicProperties | bytes, body: bytes) -> Mes
 
 def _usual(queue: str, found: bytes, body: bytes) -> Message | None:
     """The message, when *found* holds what most messages have and nothing else: ours, with only our texts in its table."""
+    if len(found) == _PLAIN_SIZE and found.startswith(_PLAIN) and (made := _plain(queue, found, body)) is not None:
+        return made
     if found[:2] != _USUAL:
         return None
     ours: dict[str, str] = {}
@@ -235,6 +241,19 @@ def _usual(queue: str, found: bytes, body: bytes) -> Message | None:
     if ours:
         apply_metadata(made, ours)
     return made
+
+
+def _plain(queue: str, found: bytes, body: bytes) -> Message | None:
+    """The message, when *found* is what a sender who asks for nothing special writes."""
+    try:
+        sent_at = float(found[-52:-35])
+        id_ = found[-32:].decode("ascii")
+    except ValueError:
+        return None
+    # an id of that length is valid when it is letters and digits alone, which ours are
+    if found[-33] != 32 or not id_.isalnum() or found[-34] > HIGHEST or not 0 <= sent_at < 1e11:
+        return None
+    return Message(queue=queue, id=id_, body=body, priority=found[-34], sent_at=sent_at)
 
 
 def _restore(headers: dict[str, Any], numbers: str) -> None:
