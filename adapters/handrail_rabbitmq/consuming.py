@@ -51,7 +51,7 @@ OPEN, DONE, LOST, MOVING = 0, 1, 2, 3
 class Consumer:
     """One consumer on the server, of one level."""
 
-    __slots__ = ("level", "prefetch", "tag", "unsettled")
+    __slots__ = ("full", "level", "prefetch", "tag", "unsettled")
 
     def __init__(self, level: Level, tag: str, prefetch: int) -> None:
         self.level = level
@@ -59,6 +59,8 @@ class Consumer:
         self.prefetch = prefetch
         #: What it delivered and the server has not heard of again.
         self.unsettled = 0
+        #: Whether that was once all that its prefetch allows: the server may have had more.
+        self.full = False
 
 
 class Tag:
@@ -249,6 +251,8 @@ class Intake:
 
     def _take(self, consumer: Consumer, number: int, redelivered: bool, message: Message) -> None:
         consumer.unsettled += 1
+        if consumer.unsettled >= consumer.prefetch:
+            consumer.full = True
         self._count += 1
         self._outstanding.append(number)
         delivery = Delivery(message, Tag(self, consumer, number), redelivered)
@@ -448,7 +452,7 @@ class Intake:
     def _starved(self, one: Consumer) -> bool:
         """Whether the server holds messages back that there is room for."""
         target = self._target()
-        return one.unsettled >= one.prefetch and one.prefetch < (target if target <= 16 else target * 0.8)
+        return one.full and one.prefetch < (target if target <= 16 else target * 0.8)
 
     def _target(self) -> int:
         free = self.credit - len(self.held)
