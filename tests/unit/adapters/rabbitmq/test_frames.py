@@ -203,6 +203,55 @@ def test_nothing_is_written_on_a_closed_channel() -> None:
     assert end.written == b""
 
 
+async def test_each_question_gets_its_own_answer() -> None:
+    """Answers to ours and to pika's own questions of the same kind go, in turn, to who asked."""
+    end = End(frames.Short)
+    channel = end.channels[0]
+    asked = spec.Basic.Qos
+    ours = [asyncio.get_running_loop().create_future() for _ in range(3)]
+    pikas: list[Any] = []
+
+    channel.fence(5, ours[0])
+    channel.basic_qos(prefetch_count=7, callback=pikas.append)
+    channel.fence(7, ours[1])
+    channel.fence(7, ours[2])
+
+    written = [frame.Method(1, asked(prefetch_size=0, prefetch_count=count)).marshal() for count in (5, 7, 7, 7)]
+    assert bytes(end.written) == b"".join(written)
+    answered = []
+    for _ in range(4):
+        end.connection._on_data_available(frame.Method(1, spec.Basic.QosOk()).marshal())
+        answered.append(([future.done() for future in ours], len(pikas)))
+    assert answered == [
+        ([True, False, False], 0),
+        ([True, False, False], 1),
+        ([True, True, False], 1),
+        ([True, True, True], 1),
+    ]
+
+
+@pytest.mark.parametrize("kind", [frames.Short, frames.Gathering])
+async def test_waiting_for_acknowledgements_changes_no_prefetch(
+    kind: type[Any], server: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer that starts while a batch of acknowledgements is waited for has the prefetch that was asked for it."""
+    monkeypatch.setattr(frames, "connection", lambda: kind)
+    worker = await bench.open()
+    try:
+        channel = await worker._link.channel()
+        channel.prefetch = 50
+        asked = channel.begin(channel.raw.basic_qos, prefetch_count=50)
+        waiting = asyncio.ensure_future(channel.fence())
+        await channel.consume(worker._topology.full("work"), "a-tag", lambda *_: None)
+        await asyncio.gather(asked, waiting)
+
+        listed = await asyncio.to_thread(server.ctl, "list_consumers", "consumer_tag", "prefetch_count", "--quiet")
+
+        assert "a-tag\t50" in listed.stdout.splitlines()
+    finally:
+        await bench.close()
+
+
 def test_another_pika_is_left_to_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a function that the short way replaces does something else, or is gone, pika's own way is taken."""
     assert frames.connection() is frames.Short
