@@ -33,7 +33,7 @@ lint:
 check: lint
 	exec $(PYTEST) $(ARGS)
 
-# a few minutes; ARGS=--quick leaves out the million, ARGS=--help tells the rest
+# up to ten minutes, on every broker that can be had; ARGS="--quick --broker sqlite" is shorter, ARGS=--help tells the rest
 bench:
 	$(DEV) && exec .venv/bin/python benchmarks/run.py $(ARGS)
 
