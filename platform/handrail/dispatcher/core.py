@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -50,6 +51,10 @@ SILENT = 10.0
 
 #: What a broker must be able to do for a queue's order to hold.
 _ORDERS = {"key": Capability.BY_KEY, "partition": Capability.BY_PARTITION}
+
+#: Seconds without a look round after which this process must have stood still, as a frozen container or machine does, and what
+#: was in its hands may be others' by now; and seconds for the brokers to say so, before anything of it is begun.
+STOOD_STILL, WAKING = 4.0, 1.0
 
 #: Told of every outcome once it is settled: message as delivered, verdict, result as JSON, seconds it ran.
 OnOutcome = Callable[[Message, Verdict, bytes | None, float], None]
@@ -95,6 +100,9 @@ class Dispatcher:
         self._cancelled: set[tuple[str, str]] = set()
         self._suspect: Run | None = None
         self.paused = False
+        #: Until when what waits here is surely ours, in monotonic seconds; for ever where nobody looks round.
+        self._sure_until = math.inf
+        self._waking = False
         self.stopping = False
         self._hurried = False
         #: The last message that was handled, for "send it again".
@@ -215,6 +223,9 @@ class Dispatcher:
     def _pump(self, lane: Lane) -> None:
         """Give hosts as many as there are slots for."""
         if self.stopping or self.paused or self.lanes.get(lane.queue.name) is not lane:
+            return
+        if time.monotonic() > self._sure_until:
+            self._wake_up()
             return
         if lane.suspects:
             self._pump_suspects(lane)
@@ -645,8 +656,27 @@ class Dispatcher:
         if not host.ending:
             log.error("a host died", pid=host.pid, how=how, running=running, handed_over=len(runs) - running)
 
+    def _wake_up(self) -> None:
+        """Give the brokers a moment to say what was lost while this process stood still."""
+        if not self._waking:
+            self._waking = True
+            still = time.monotonic() - self._sure_until + STOOD_STILL
+            log.warning(
+                "this worker stood still; it begins nothing before it has heard of its brokers", seconds=round(still)
+            )
+            asyncio.get_running_loop().call_later(WAKING, self._awake)
+
+    def _awake(self) -> None:
+        self._waking = False
+        self._sure_until = time.monotonic() + STOOD_STILL
+        self._pump_all()
+
     def look_round(self) -> None:
         """Called each second or two: let lanes that hold more than they can soon handle let go of it; name silent hosts."""
+        if time.monotonic() > self._sure_until:
+            self._wake_up()
+        else:
+            self._sure_until = time.monotonic() + STOOD_STILL
         for lane in self.lanes.values():
             for delivery in lane.relax():
                 self._judge(lane, delivery, verdict.UNSTARTED)
