@@ -39,7 +39,7 @@ from handrail.logger import get_logger
 from handrail.message import Message
 from handrail_kafka import faults
 from handrail_kafka.asks import Asks
-from handrail_kafka.cluster import Cluster
+from handrail_kafka.cluster import ROOMY_BATCH, Cluster
 from handrail_kafka.control import Control
 from handrail_kafka.deaths import Deaths
 from handrail_kafka.delays import Forwarder
@@ -422,6 +422,7 @@ class _Core:
 
     async def _declare(self, queues: Sequence[QueueSpec]) -> None:
         wanted: dict[int | None, dict[str, int]] = {}
+        roomy = {self._names.tier_for(0.0)}
         for queue in queues:
             options = of_queue(self._options, queue.name, queue.options)
             self.outbox.partitions[queue.name] = (options.partitions, options.replication)
@@ -429,6 +430,7 @@ class _Core:
             topics[self._names.queue(queue.name)] = options.partitions
         for queue in queues:
             if queue.dead_letter is not None:
+                roomy.add(self._names.queue(queue.dead_letter))
                 self.outbox.partitions.setdefault(queue.dead_letter, (1, self._options.replication))
                 topics = wanted.setdefault(self._options.replication, {})
                 if not any(self._names.queue(queue.dead_letter) in others for others in wanted.values()):
@@ -437,7 +439,7 @@ class _Core:
         wanted.setdefault(self._options.replication, {})[self._names.tier_for(0.0)] = 1
         for replication, topics in wanted.items():
             try:
-                await self.cluster.create(topics, replication)
+                await self.cluster.create(topics, replication, roomy=roomy)
             except errors.TopicAuthorizationFailedError:
                 # who only sends needs no more than the topic that it sends to, and is told at the send if it lacks that
                 if self._role != "client":
@@ -604,7 +606,9 @@ class _Core:
             again: list[Settlement] = []
             for dead, group in groups.items():
                 messages = [one.message if one.message is not None else one.delivery.message for one in group]
-                failed = await self.outbox.publish(messages, MOVE_PATIENCE, lambda: self.trouble, dead=dead)
+                failed = await self.outbox.publish(
+                    messages, MOVE_PATIENCE, lambda: self.trouble, dead=dead, most=ROOMY_BATCH
+                )
                 for index, one in enumerate(group):
                     tag = one.delivery.tag
                     if tag.part.lost:

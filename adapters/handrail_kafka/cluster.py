@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition, errors
@@ -34,6 +34,9 @@ log = get_logger("handrail.kafka")
 PATIENCE = 20.0
 #: The largest batch that topics made here take: a body of a megabyte, headers of a failure report and framing fit.
 TOPIC_BATCH = 2 << 20
+#: The same for dead letters and delays: what a stranger got into a topic that takes more must be able to leave it. Servers
+#: take requests of 100 MiB by default.
+ROOMY_BATCH = 100_000_000
 
 _RETRY = (
     errors.CoordinatorNotAvailableError,
@@ -194,10 +197,17 @@ class Cluster:
             await self.refresh()
         return topic in self.partitions
 
-    async def create(self, topics: Mapping[str, int], replication: int | None, *, passing: bool = False) -> list[str]:
+    async def create(
+        self,
+        topics: Mapping[str, int],
+        replication: int | None,
+        *,
+        passing: bool = False,
+        roomy: Collection[str] = (),
+    ) -> list[str]:
         """Make sure that *topics* (name → partitions) exist; returns those that were created.
 
-        *passing*: what lies in them is of no worth after an hour.
+        *passing*: what lies in them is of no worth after an hour. *roomy*: those that take records of any size.
         """
         async with self._creating:
             if all(topic in self.partitions for topic in topics):
@@ -215,7 +225,15 @@ class Cluster:
                 "max.message.bytes": str(TOPIC_BATCH),
                 "min.insync.replicas": "2" if copies >= 3 else "1",
             }
-            wanted = [NewTopic(topic, count, copies, topic_configs=config) for topic, count in missing.items()]
+            wanted = [
+                NewTopic(
+                    topic,
+                    count,
+                    copies,
+                    topic_configs=config | ({"max.message.bytes": str(ROOMY_BATCH)} if topic in roomy else {}),
+                )
+                for topic, count in missing.items()
+            ]
             response = await self._retrying(lambda: self._client.create_topics(wanted, timeout_ms=15_000))
             created = []
             for topic, code, *detail in response.topic_errors:

@@ -16,7 +16,7 @@ from aiokafka import ConsumerRecord, errors
 
 from handrail.logger import get_logger
 from handrail_kafka import wire
-from handrail_kafka.cluster import Cluster
+from handrail_kafka.cluster import ROOMY_BATCH, Cluster
 from handrail_kafka.deaths import Deaths
 from handrail_kafka.names import Names
 from handrail_kafka.outbox import Outbox
@@ -162,7 +162,7 @@ class Forwarder:
                 continue
             messages.append(wire.message_of(record, target, part.tp))
             kept.append((part, record))
-        failed = await self._outbox.publish(messages, 30.0, self._trouble) if messages else {}
+        failed = await self._outbox.publish(messages, 30.0, self._trouble, most=ROOMY_BATCH) if messages else {}
         for index, (part, record) in enumerate(kept):
             if index in failed:
                 if not part.lost:

@@ -32,9 +32,15 @@ class Outbox:
         self.partitions: dict[str, tuple[int, int | None]] = {}
 
     async def publish(
-        self, messages: Sequence[Message], timeout: float, trouble: Callable[[], str], *, dead: str | None = None
+        self,
+        messages: Sequence[Message],
+        timeout: float,
+        trouble: Callable[[], str],
+        *,
+        dead: str | None = None,
+        most: int = TOPIC_BATCH,
     ) -> dict[int, SendError]:
-        """Publish; *dead* names the place where these go as dead letters."""
+        """Publish; *dead* names the place where these go as dead letters, *most* bytes are what one may take at all."""
         if not messages:
             return {}
         call = Call(len(messages))
@@ -56,14 +62,17 @@ class Outbox:
                 call.settle(index, SendError(f"a header cannot be written: {error}"))
                 continue
             size = wire.size_of(key, message.body, headers)
-            if size > TOPIC_BATCH:
-                call.settle(index, TooLargeError(f"{size} bytes with its headers; Kafka's topics take {TOPIC_BATCH}"))
+            if size > most:
+                text = (
+                    f"{size:,} bytes with its headers, and a record on Kafka may take {most:,}; send a reference to it"
+                )
+                call.settle(index, TooLargeError(text))
                 continue
             topics[topic] = queue
             placed.append((topic, Entry(call, index, key, wire.value_of(message), headers)))
         try:
             async with asyncio.timeout(timeout):
-                await self._ensure(topics)
+                await self._ensure(topics, dead=dead is not None)
         except TimeoutError:
             failure: SendError = SendTimeoutError(f"not confirmed within {timeout:.3g}s: {self._why(trouble)}")
             for _topic, entry in placed:
@@ -91,7 +100,7 @@ class Outbox:
     def _why(self, trouble: Callable[[], str]) -> str:
         return trouble() or f"{self._cluster.place}: the server does not answer"
 
-    async def _ensure(self, topics: dict[str, str]) -> None:
+    async def _ensure(self, topics: dict[str, str], *, dead: bool) -> None:
         missing = [topic for topic in topics if topic not in self._cluster.partitions]
         if not missing:
             return
@@ -103,5 +112,6 @@ class Outbox:
                 wanted, replication = 1, options.replication
             else:
                 wanted, replication = self.partitions.get(topics[topic], (options.partitions, options.replication))
-            if await self._cluster.create({topic: wanted}, replication):
+            roomy = {topic} if dead or topic in self._tiers else ()
+            if await self._cluster.create({topic: wanted}, replication, roomy=roomy):
                 self._created()

@@ -18,7 +18,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from handrail.errors import SendError
 from handrail.logger import get_logger
 from handrail_kafka import faults
-from handrail_kafka.cluster import TOPIC_BATCH, Cluster
+from handrail_kafka.cluster import ROOMY_BATCH, Cluster
 from handrail_kafka.ending import end_producer
 from handrail_kafka.wire import Headers
 
@@ -93,7 +93,7 @@ class Producer:
                     acks="all",
                     enable_idempotence=True,
                     max_batch_size=BATCH_BYTES,
-                    max_request_size=TOPIC_BATCH,
+                    max_request_size=ROOMY_BATCH,
                     compression_type=self._cluster.options.compression,
                     request_timeout_ms=int(BATCH_PATIENCE * 1000),
                 )

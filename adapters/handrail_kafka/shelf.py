@@ -16,7 +16,7 @@ from handrail.adapter import Depth, QueueSpec, State
 from handrail.errors import BrokerError
 from handrail.message import Message
 from handrail_kafka import progress, wire
-from handrail_kafka.cluster import Cluster
+from handrail_kafka.cluster import ROOMY_BATCH, Cluster
 from handrail_kafka.control import Control
 from handrail_kafka.intake import Intake, put_counts
 from handrail_kafka.names import Names
@@ -222,7 +222,7 @@ class Shelf:
             messages.append(
                 msgspec.structs.replace(letter, queue=target, attempts=0, starts=0, crashes=0, fault=None, due=None)
             )
-        failed = await self._outbox.publish(messages, REPLAY_PATIENCE, lambda: "")
+        failed = await self._outbox.publish(messages, REPLAY_PATIENCE, lambda: "", most=ROOMY_BATCH)
         moved = [one for index, one in enumerate(chosen) if index not in failed]
         await self._finish(moved, topic)
         if failed:

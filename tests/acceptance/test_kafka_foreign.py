@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from harness import Project, wait_for
 from server import install
 
@@ -24,6 +26,8 @@ from handrail import context
 def keep(message, callback):
     job = context.job
     text = message.hex() if isinstance(message, bytes) else message
+    if isinstance(message, dict) and "pad" in message:
+        text = {**message, "pad": len(message["pad"])}
     line = {"message": text, "id": job.id, "attempt": job.attempt, "headers": {k: str(v) for k, v in job.headers.items()}}
     with open(os.environ["TEST_JOURNAL"] + "-kept", "a") as kept:
         kept.write(json.dumps(line) + "\\n")
@@ -31,6 +35,20 @@ def keep(message, callback):
         raise ValueError("as told")
     callback()
 """
+
+
+def create_topic(server: str, name: str, **config: str) -> None:
+    """A topic as its operator made it."""
+
+    async def create() -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=server)
+        await admin.start()
+        try:
+            await admin.create_topics([NewTopic(name, 1, 1, topic_configs=config)])
+        finally:
+            await admin.close()
+
+    asyncio.run(create())
 
 
 class Foreign:
@@ -51,7 +69,9 @@ class Foreign:
     def kept(self) -> list[dict[str, Any]]:
         """What the handler got."""
         path = self.project.journal.with_name(f"{self.project.journal.name}-kept")
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        # the last line may be half written
+        lines = path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
 
     def depths(self, queue: str) -> dict[str, int]:
         return self.project.depths(queue)
@@ -181,3 +201,48 @@ def test_bodies_that_are_no_json_follow_the_queues_content(foreign: Foreign, kca
     ]
     dead = json.loads(foreign.project.platform("dead", "list", "orders", "--json").stdout)
     assert all("JSON" in one["reason"] for one in dead)
+
+
+def test_a_record_larger_than_we_send_can_be_retried_and_dead_lettered(foreign: Foreign, kcat: None) -> None:
+    """Where the operator's topic takes 5 MB, a stranger's 3 MB come through a delayed retry and into the dead letters."""
+    create_topic(foreign.server, f"{foreign.prefix}orders", **{"max.message.bytes": "5000000", "retention.ms": "-1"})
+    body = json.dumps({"fail": 2, "pad": "x" * 3_000_000})
+    foreign.kcat(
+        "-P", "-t", f"{foreign.prefix}orders", "-X", "message.max.bytes=5000000", "-D", "\x1e", stdin=body
+    )  # fmt: skip
+    foreign.serve(orders={"attempts": 3, "backoff": ["50ms", "2500ms"]})
+
+    wait_for(lambda: len(foreign.kept()) == 3, "it is tried three times")
+    assert foreign.kept()[2]["message"] == {"fail": 2, "pad": 3_000_000}
+    foreign.kcat(
+        "-P", "-t", f"{foreign.prefix}orders", "-X", "message.max.bytes=5000000", "-D", "\x1e",
+        stdin=json.dumps({"fail": 9, "pad": "x" * 3_000_000}),
+    )  # fmt: skip
+    wait_for(lambda: foreign.depths("orders")["dead"] == 1, "the second is dead", timeout=60)
+    assert foreign.worker.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "code", "words"),
+    [
+        ({}, 10_000_000, 2, "more than max_message_bytes (1,000,000)"),
+        ({"max_message_bytes": 50_000_000}, 10_000_000, 3, "a record on Kafka may take 2,097,152"),
+        ({}, 5_000, 3, "raise max.message.bytes of the topic"),
+    ],
+    ids=["more than the project allows", "more than we send to Kafka", "more than the topic takes"],
+)
+def test_a_message_that_is_too_large_is_one_line(
+    foreign: Foreign, settings: dict[str, Any], size: int, code: int, words: str
+) -> None:
+    """Whoever refuses it, `platform send` says so in one line, and the next one is sent."""
+    create_topic(foreign.server, f"{foreign.prefix}outbox", **{"max.message.bytes": "2000", "retention.ms": "-1"})
+    broker = {"url": foreign.url, "partitions": 1}
+    foreign.project.configure({"outbox": {}}, broker=broker, prefix=foreign.prefix, **settings)
+
+    done = foreign.project.platform("send", "outbox", "-", stdin=json.dumps("x" * size))
+
+    [line] = done.stderr.splitlines()
+    assert done.returncode == code
+    assert words in line
+    assert "xxx" not in line
+    foreign.project.send("outbox", {"n": 1})
