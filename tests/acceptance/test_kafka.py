@@ -9,7 +9,8 @@ import pytest
 from harness import Project, wait_for
 
 WORK = """
-import os, signal
+import asyncio, os, signal
+from handrail import context
 from journal import await_at, note
 
 
@@ -19,6 +20,14 @@ async def held_first(message, callback):
         await await_at("hour", 0)
     note("end", message["n"])
     callback()
+
+
+async def in_order(message):
+    note("start", message["n"])
+    if message["n"] % 7 == 0 and context.job.attempt == 1:
+        raise ValueError
+    await asyncio.sleep(0.001)
+    note("end", message["n"])
 
 
 async def deadly(message):
@@ -118,3 +127,23 @@ def test_work_only_delays_moves_delayed_messages_on_and_handles_none(site: Proje
     assert forwarder.stop() == 0
     assert not site.entries("start")
     assert forwarder.events("stopped")
+
+
+def test_order_by_key_holds_through_kill_9(site: Project, kafka: str) -> None:
+    """Workers are killed at full speed, with retries waiting in place: of each key nothing runs again after a later one has."""
+    configure(site, kafka, "on_kafka.in_order", order="key", concurrency=50, backoff=["20ms"], max_crashes=100)
+    for key in range(4):
+        site.send_lines("work", ({"n": n} for n in range(key, 800, 4)), "--key", f"k{key}")
+    for handled in (100, 200):
+        worker = site.worker("work")
+        wait_for(lambda handled=handled: ends(site) > handled, "some handled")  # type: ignore[misc]
+        worker.kill_all()
+    site.worker("work")
+
+    wait_for(lambda: ends(site) >= 800, "all handled")
+    wait_for(lambda: site.depths("work") == {"ready": 0, "delayed": 0, "active": 0, "dead": 0}, "an empty queue")
+    assert set(site.counts("end")) == set(range(800))
+    for key in range(4):
+        starts = [entry.n for entry in site.entries("start") if entry.n % 4 == key]
+        assert starts == sorted(starts), key
+    assert len(site.entries("end")) <= 800 + 2 * 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from aiokafka.structs import OffsetAndMetadata
 from handrail.adapter import Adapter, BrokerSettings, Delivery, QueueSpec, Settlement, Verb, load
 from handrail.message import Message, new_id
 from handrail_kafka.hazards import hazards
-from handrail_kafka.progress import Stand, encode
+from handrail_kafka.progress import SAFE_SPAN, Stand, encode
 
 QUEUE = QueueSpec(name="work", dead_letter="work.dead")
 
@@ -196,6 +197,36 @@ async def test_a_topic_that_forgets_is_used_and_warned_of_once(site: Site, logs:
     assert told["topic"] == site.topic
     assert "retention.ms=86400000" in told["settings"]
     assert "cleanup.policy=compact" in told["settings"]
+
+
+async def test_a_map_that_would_not_fit_holds_new_messages_back(site: Site) -> None:
+    """Beyond what the commit's metadata can say, a partition admits nothing until its oldest message is done; then all comes."""
+    count, credit = 40_000, 8000
+    chance = random.Random(1)
+    async with site.opened() as worker:
+        await worker.subscribe(QUEUE, credit, site.got.extend, lambda _lost: None)
+        sent = [Message(queue="work", id=str(n), body=b"") for n in range(count)]
+        for start in range(0, count, 5000):
+            assert await worker.publish(sent[start : start + 5000], 30.0) == {}
+        await until(lambda: site.got)
+        [level] = worker._core.intakes["work"].levels  # type: ignore[attr-defined]
+        [part] = level.reader.parts.values()
+        oldest, unfinished, seen = site.got[0], [], 1
+
+        while part.admits:
+            fresh, seen = site.got[seen:], len(site.got)
+            done = [one for one in fresh if chance.random() < 0.7]
+            gone = set(map(id, done))
+            unfinished += [one for one in fresh if id(one) not in gone]
+            assert await worker.settle([Settlement(one, Verb.ACK) for one in done]) == []
+            await until(lambda seen=seen: len(site.got) > seen or not part.admits)
+
+        assert SAFE_SPAN <= part.tracker.span < count
+        assert await worker.settle([Settlement(one, Verb.ACK) for one in [oldest, *unfinished]]) == []
+        while seen < count:
+            await until(lambda seen=seen: len(site.got) > seen)
+            fresh, seen = site.got[seen:], len(site.got)
+            assert await worker.settle([Settlement(one, Verb.ACK) for one in fresh]) == []
 
 
 def test_what_loses_messages_depends_on_the_copies() -> None:
