@@ -7,8 +7,6 @@ stands under which names it is in which consumer groups, so that whoever finds i
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -16,14 +14,12 @@ from pathlib import Path
 
 import msgspec
 
+from handrail import lifeline
 from handrail.board import running_at, sendings_completed_at
 
 #: Seconds for which a dead worker's board is kept: its partitions may be taken over as late as somebody serves the queue.
 KEPT = 86_400.0
 _SUFFIX = ".kafka"
-
-#: The locks of this process: they bind others alone, and closing any descriptor of such a file would drop them.
-_mine: set[str] = set()
 
 
 class Left(msgspec.Struct):
@@ -43,30 +39,21 @@ class Deaths:
 
     def __init__(self, board: Path | None) -> None:
         self.board = "" if board is None else str(board.absolute())
-        self._fd = -1
         self._members: dict[str, str] = {}
-        if board is not None:
-            _mine.add(self.board)
-            self._fd = os.open(_lock(self.board), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            # a lock of the process, not of the descriptor: children that inherit the descriptor do not keep it alive
-            fcntl.lockf(self._fd, fcntl.LOCK_EX)
+        self._lifeline = None if board is None else lifeline.Lifeline(_lock(self.board))
 
     def member(self, group: str, name: str) -> None:
         """This worker is in *group* as *name* from now on; with an empty name, no longer."""
-        if self._fd < 0 or self._members.get(group, "") == name:
+        if self._lifeline is None or self._members.get(group, "") == name:
             return
         self._members[group] = name
-        data = msgspec.json.encode({one: named for one, named in self._members.items() if named})
-        os.ftruncate(self._fd, 0)  # read half written it is no JSON, and says nothing
-        os.pwrite(self._fd, data, 0)
+        self._lifeline.write(msgspec.json.encode({one: named for one, named in self._members.items() if named}))
 
     def end(self) -> None:
         """An orderly end leaves nothing to explain."""
-        if self._fd >= 0:
-            _lock(self.board).unlink(missing_ok=True)
-            os.close(self._fd)
-            self._fd = -1
-            _mine.discard(self.board)
+        if self._lifeline is not None:
+            self._lifeline.end()
+            self._lifeline = None
 
     def orphans(self) -> Iterator[tuple[str, str]]:
         """Group and name of each membership of a worker that is dead, once."""
@@ -74,8 +61,8 @@ class Deaths:
             return
         for file in Path(self.board).parent.glob(f"*{_SUFFIX}"):
             board = str(file)[: -len(_SUFFIX)]
-            fd = _dead(board)
-            if fd < 0:
+            fd = lifeline.dead(file)
+            if fd is None:
                 continue
             try:
                 members = msgspec.json.decode(os.pread(fd, 1 << 20, 0) or b"{}", type=dict[str, str])
@@ -95,8 +82,8 @@ class Deaths:
     @staticmethod
     def left(board: str, queue: str, below: int) -> Left | None:
         """What the worker of *board* left of *queue* when it died; None while it lives, or when it left nothing."""
-        fd = _dead(board)
-        if fd < 0:
+        fd = lifeline.dead(_lock(board))
+        if fd is None:
             return None
         os.close(fd)
         path = Path(board)
@@ -107,18 +94,3 @@ class Deaths:
 
 def _lock(board: str) -> Path:
     return Path(board + _SUFFIX)
-
-
-def _dead(board: str) -> int:
-    """The lock of a worker that is dead, open and ours; -1 when it lives, ended in order, or is on another machine."""
-    if board in _mine:
-        return -1
-    try:
-        fd = os.open(_lock(board), os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return -1
-    with contextlib.suppress(OSError):
-        fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, or two who ask would take each other for it
-        return fd
-    os.close(fd)
-    return -1

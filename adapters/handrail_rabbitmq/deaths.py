@@ -7,7 +7,6 @@ file, locked for as long as its process lives, that names its board; a file that
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import stat
@@ -16,6 +15,7 @@ import time
 import uuid
 from pathlib import Path
 
+from handrail import lifeline
 from handrail.board import running_at, sendings_completed_at
 from handrail.errors import BrokerError
 from handrail.message import Message
@@ -24,9 +24,6 @@ from handrail.message import Message
 KEPT = 3600.0
 #: Seconds between two looks into the folder.
 LOOK_EVERY = 0.02
-
-#: The files of this process: its locks bind others alone.
-_mine: set[str] = set()
 
 
 class Deaths:
@@ -38,8 +35,7 @@ class Deaths:
         self._folder = Path(self._root, "workers", name)
         #: Whether nobody else can write into the folder.
         self._trusted = False
-        self._file: Path | None = None
-        self._fd = -1
+        self._lifeline: lifeline.Lifeline | None = None
         self._known: set[str] = set()
         self._suspects: dict[tuple[str, str], int] = {}
         self._completed: set[tuple[str, str, str]] = set()
@@ -50,20 +46,14 @@ class Deaths:
         _own(self._root)
         self._trusted = True
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = self._folder / uuid.uuid4().hex
-        _mine.add(self._file.name)
-        self._fd = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        # a lock of the process, not of the descriptor: children that inherit the descriptor do not keep it alive
-        fcntl.lockf(self._fd, fcntl.LOCK_EX)
-        os.write(self._fd, os.fsencode(board))
+        self._lifeline = lifeline.Lifeline(self._folder / uuid.uuid4().hex)
+        self._lifeline.write(os.fsencode(board))
 
     def end(self) -> None:
         """An orderly end leaves nothing to explain."""
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
-            os.close(self._fd)
-            _mine.discard(self._file.name)
-            self._file = None
+        if self._lifeline is not None:
+            self._lifeline.end()
+            self._lifeline = None
 
     def crashes(self, queue: str, message_id: str) -> int:
         """How often the message has crashed by the boards of the dead; 0 when none of them was running it."""
@@ -90,21 +80,15 @@ class Deaths:
             self._trusted = True
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
-                if entry.name not in _mine and entry.name not in self._known:
+                if entry.name not in self._known:
                     self._judge(Path(entry.path))
 
     def _judge(self, file: Path) -> None:
-        try:
-            fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return  # another worker tidied up
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            content = os.read(fd, 4096)
-        except OSError:
-            return  # it lives
-        finally:
-            os.close(fd)
+        fd = lifeline.dead(file)
+        if fd is None:
+            return  # it lives, or another worker tidied up
+        content = os.read(fd, 4096)
+        os.close(fd)
         if not content:
             return  # it is just beginning
         board = Path(os.fsdecode(content))
