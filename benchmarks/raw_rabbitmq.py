@@ -17,15 +17,21 @@ import json
 import secrets
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import pika
+from measures import quantile
 from pika.adapters.asyncio_connection import AsyncioConnection
 
 from handrail.adapter import masked
 
+T = TypeVar("T")
+
 WINDOW, PREFETCH = 1000, 500
+#: Messages of the latency run.
+PACED = 3000
 #: The queues of the measured project.
 QUEUES = ("noop", "latency")
 
@@ -96,21 +102,58 @@ async def handle(channel: Any, queue: str, messages: int) -> float:
     return messages / (time.perf_counter() - started)
 
 
-async def measure(url: str, kind: str, body: bytes, messages: int) -> tuple[float, float]:
-    """One round on a queue of its own: published and handled, messages/s."""
+async def latency(channel: Any, queue: str, body: bytes) -> list[float]:
+    """Milliseconds from the publish to the delivery of each of *PACED* messages, 500 a second, the shortest first."""
+    done = asyncio.get_running_loop().create_future()
+    sent: list[float] = []
+    taken: list[float] = []
+
+    def on_message(_channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
+        taken.append(1000 * (time.perf_counter() - sent[len(taken)]))
+        channel.basic_ack(method.delivery_tag)
+        if len(taken) == PACED:
+            done.set_result(None)
+
+    await asked(lambda callback: channel.confirm_delivery(lambda _frame: None, callback=callback))
+    channel.basic_qos(prefetch_count=PREFETCH)
+    await asked(lambda callback: channel.basic_consume(queue, on_message, callback=callback))
+    properties = pika.BasicProperties(delivery_mode=2)
+    began = time.perf_counter()
+    for number in range(PACED):
+        await asyncio.sleep(began + number / 500 - time.perf_counter())
+        sent.append(time.perf_counter())
+        channel.basic_publish("", queue, body, properties, mandatory=True)
+    await done
+    return sorted(taken[PACED // 10 :])  # the first tenth warms up
+
+
+async def rates(channel: Any, queue: str, body: bytes, messages: int) -> tuple[float, float]:
+    """Published and handled, messages/s."""
+    return await publish(channel, queue, body, messages), await handle(channel, queue, messages)
+
+
+async def measured(url: str, kind: str, measure: Callable[[Any, str], Awaitable[T]]) -> T:
+    """What *measure* finds on a connection, a channel and a queue of its own."""
     connection, channel = await connected(url)
     queue = f"bench-raw-{secrets.token_hex(4)}"
     arguments = {"x-queue-type": kind}
     await asked(lambda callback: channel.queue_declare(queue, durable=True, arguments=arguments, callback=callback))
     try:
-        rates = await publish(channel, queue, body, messages), await handle(channel, queue, messages)
+        found = await measure(channel, queue)
     finally:
         await asked(lambda callback: channel.queue_delete(queue, callback=callback))
     closed = asyncio.get_running_loop().create_future()
     connection.add_on_close_callback(lambda *_: closed.set_result(None))
     connection.close()
     await closed
-    return rates
+    return found
+
+
+async def rounds(url: str, kind: str, body: bytes, messages: int, times: int) -> tuple[list[Any], list[float]]:
+    """The rates of each round, and the waits of one run."""
+    each = partial(rates, body=body, messages=messages)
+    found = [await measured(url, kind, each) for _ in range(times)]
+    return found, await measured(url, kind, partial(latency, body=body))
 
 
 def sweep(url: str, prefix: str) -> None:
@@ -143,11 +186,12 @@ def main() -> None:
         return
     body = b'{"n": "' + b"x" * (options.size - 9) + b'"}'
     try:
-        rates = [asyncio.run(measure(url, options.kind, body, options.messages)) for _ in range(options.rounds)]
+        found, waits = asyncio.run(rounds(url, options.kind, body, options.messages, options.rounds))
     except pika.exceptions.AMQPConnectionError as error:
         raise SystemExit(f"cannot connect to {masked(url)}: {error!r}") from None
-    names = ("publish bulk", "handle")
-    print(json.dumps({name: statistics.median(rate[at] for rate in rates) for at, name in enumerate(names)}))
+    values = {name: statistics.median(rate[at] for rate in found) for at, name in enumerate(("publish bulk", "handle"))}
+    values |= {"latency p50": quantile(waits, 0.50), "latency p99": quantile(waits, 0.99)}
+    print(json.dumps(values))
 
 
 if __name__ == "__main__":
