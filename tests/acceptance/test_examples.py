@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def opened() -> Iterator[list[Project]]:
         project.end_all()
 
 
-@pytest.mark.parametrize("name", ["two-servers/orders", "two-servers/shipping", "background-email", "cpu-work"])
+@pytest.mark.parametrize(
+    "name", ["two-servers/orders", "two-servers/shipping", "background-email", "cpu-work", "account-movements"]
+)
 def test_its_own_tests_pass(examples: Path, name: str) -> None:
     """`pytest` in the example's folder, as its README says."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -141,6 +144,38 @@ def test_a_timeout_kills_what_keeps_a_cpu_busy(examples: Path, opened: list[Proj
     [dead] = json.loads(listed.stdout)
     assert "3s" in dead["reason"]
     assert worker.stop() == 0
+
+
+def test_movements_of_an_account_keep_their_order(examples: Path, opened: list[Project], kafka: str) -> None:
+    """On Kafka with two workers, a closed ledger and the death of one worker: each account has every movement, in order, once."""
+    project = Project(examples / "account-movements")
+    opened.append(project)
+    settings = project.root / "queues.yaml"
+    settings.write_text(settings.read_text() + f"prefix: x{uuid.uuid4().hex[:8]}-\n")
+    ledger = project.root / "ledger"
+    ledger.mkdir()
+    (ledger / "closed").touch()
+    environment = {**project.environment, "HANDRAIL_BROKER": kafka}
+    workers = [project.start("work", environment=environment).until_ready() for _ in range(2)]
+
+    done = subprocess.run(
+        [sys.executable, "teller.py", "40"], cwd=project.root, env=environment, capture_output=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr.decode()
+    workers[0].until_says("the ledger is closed")
+    assert list(ledger.glob("*.csv")) == []
+    (ledger / "closed").unlink()
+    wait_for(lambda: list(ledger.glob("*.csv")), "the first is booked")
+    workers[0].kill_all()
+    accounts = [ledger / f"{name}.csv" for name in ("ada", "bob", "eve")]
+
+    def booked(account: Path) -> list[int]:
+        return [int(line.split(",")[0]) for line in account.read_text().splitlines()] if account.exists() else []
+
+    wait_for(lambda: all(len(booked(account)) >= 40 for account in accounts), "all is booked", timeout=60)
+    assert [booked(account) for account in accounts] == [list(range(1, 41))] * 3
+    assert workers[1].stop() == 0
 
 
 def _free_port() -> int:
