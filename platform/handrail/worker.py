@@ -14,9 +14,10 @@ from handrail import adapter as port
 from handrail.adapter import Adapter, Role
 from handrail.board import Board
 from handrail.config import describe_changes
-from handrail.config.model import Settings
+from handrail.config.model import QueueSettings, Settings
 from handrail.dispatcher.core import Dispatcher, OnOutcome
 from handrail.dispatcher.hosts import Body, InProcessHost, LoadError, MemoryBody, ProcessBody
+from handrail.dispatcher.sequences import is_ordered, refusal
 from handrail.errors import HandrailError, StartError
 from handrail.ledger import Ledger, open_ledger
 from handrail.logger import get_logger
@@ -345,4 +346,10 @@ async def check_handlers(settings: Settings) -> tuple[list[Found], list[str]]:
     found = [generation.found[name] for name in names]
     for host in generation.hosts():
         await host.leave()
-    return found, []
+    return found, _orders_refused([settings.queues[name] for name in names], settings)
+
+
+def _orders_refused(queues: list[QueueSettings], settings: Settings) -> list[str]:
+    """Queues in an order that their broker cannot keep. Nothing is connected."""
+    lines = (refusal(queue, port.load(settings.brokers[queue.broker])) for queue in queues if is_ordered(queue))
+    return [line for line in lines if line]

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from handrail import duration
-from handrail.adapter import Adapter, Capability, Delivery, Verb
+from handrail.adapter import Adapter, Delivery, Verb
 from handrail.board import COMPLETED, ENDED, RUNNING, Board
 from handrail.config.model import QueueSettings, Settings
 from handrail.dispatcher import verdict
@@ -24,7 +24,7 @@ from handrail.dispatcher.fleet import Fleet, Generation
 from handrail.dispatcher.hosts import Body, Host
 from handrail.dispatcher.lane import Lane
 from handrail.dispatcher.run import Run
-from handrail.dispatcher.sequences import Sequences
+from handrail.dispatcher.sequences import Sequences, is_ordered, limit_of, refusal
 from handrail.dispatcher.settler import Judged, Settler, now
 from handrail.dispatcher.tasks import Tasks
 from handrail.dispatcher.verdict import Verdict
@@ -48,9 +48,6 @@ CANCELLATIONS_EVERY = 1.0
 BROKER_PATIENCE, HURRIED_PATIENCE = 5.0, 1.0
 #: Seconds without an answer to a ping after which a host is named in the log.
 SILENT = 10.0
-
-#: What a broker must be able to do for a queue's order to hold.
-_ORDERS = {"key": Capability.BY_KEY, "partition": Capability.BY_PARTITION}
 
 #: Seconds without a look round after which this process must have stood still, as a frozen container or machine does, and what
 #: was in its hands may be others' by now; and seconds for the brokers to say so, before anything of it is begun.
@@ -158,11 +155,8 @@ class Dispatcher:
             queue, lane = generation.settings.queues[name], self.lanes.get(name)
             if lane is None or lane.queue.spec != queue.spec or lane.queue.broker != queue.broker:
                 adapter = self._adapter(queue.broker)
-                if queue.order in _ORDERS and not adapter.capabilities.get(_ORDERS[queue.order], False):
-                    raise StartError(
-                        f"queue {name}: {adapter.name} cannot keep `order: {queue.order}`; take that away, or bind the queue "
-                        "to a broker that can (platform capabilities)"
-                    )
+                if why := refusal(queue, adapter):
+                    raise StartError(why)
                 await adapter.declare([queue.spec])
 
     async def _subscribe(self, queue: QueueSettings, kind: str) -> None:
@@ -171,10 +165,9 @@ class Dispatcher:
         if settler is None:
             settler = self._settlers[id(adapter)] = Settler(adapter, self._settled)
         sequences = None
-        if queue.order in _ORDERS:
+        if is_ordered(queue):
             sequences = self._sequences.setdefault(queue.name, Sequences())
-            limit = adapter.capabilities[_ORDERS[queue.order]]
-            if limit is not True:
+            if limit := limit_of(queue, adapter):
                 log.info(f"order: {queue.order} holds {limit}", queue=queue.name, broker=adapter.name)  # noqa: G004
         lane = Lane(queue, kind, settler, sequences)
         self.lanes[queue.name] = lane

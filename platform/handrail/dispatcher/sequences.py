@@ -9,7 +9,32 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable, Iterable
 
-from handrail.adapter import Delivery
+from handrail.adapter import Adapter, Capability, Delivery
+from handrail.config.model import QueueSettings
+
+#: What a broker must be able to do for a queue's order to hold.
+_ORDERS = {"key": Capability.BY_KEY, "partition": Capability.BY_PARTITION}
+
+
+def is_ordered(queue: QueueSettings) -> bool:
+    """Whether messages of *queue* run one after another, by sequences."""
+    return queue.order in _ORDERS
+
+
+def limit_of(queue: QueueSettings, adapter: Adapter) -> str:
+    """Within what limit *adapter* keeps the order of *queue*; empty when there is none."""
+    able = adapter.capabilities.get(_ORDERS[queue.order], False)
+    return able if isinstance(able, str) else ""
+
+
+def refusal(queue: QueueSettings, adapter: Adapter) -> str:
+    """One line of why *queue* cannot be served in its order through *adapter*; empty when it can."""
+    if queue.order not in _ORDERS or adapter.capabilities.get(_ORDERS[queue.order], False):
+        return ""
+    return (
+        f"queue {queue.name}: {adapter.name} cannot keep `order: {queue.order}`; take that away, or bind the queue to a "
+        "broker that can (platform capabilities)"
+    )
 
 
 class Sequences:

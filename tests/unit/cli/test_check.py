@@ -52,6 +52,18 @@ def test_all_problems_of_queues_yaml_are_shown_and_it_exits_2(project) -> None:
     assert project.run("check", "--json").returncode == 2
 
 
+def test_an_order_that_the_broker_cannot_keep_is_found(project) -> None:
+    """`order: partition` on SQLite is a problem before any worker starts; `order: key` is none."""
+    project.lay("  task: {handler: task, order: partition}\n")
+
+    ran = project.run("check")
+
+    assert ran.returncode == 2
+    assert "sqlite cannot keep `order: partition`" in ran.stderr
+    project.lay("  task: {handler: task, order: key}\n")
+    project.ok("check")
+
+
 def test_a_handler_that_cannot_be_imported_is_found(project) -> None:
     """Checking really imports the handlers, in another process."""
     project.lay(handler="import no_such_module\n\ndef handler(message):\n    pass\n")
