@@ -15,8 +15,11 @@ from typing import Any
 
 from pika import BasicProperties, exceptions
 from pika import channel as pika_channel
+from pika import frame as pika_frame
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.utils import io_services_utils
+
+from handrail_rabbitmq import tables
 
 #: Takes a delivery: its tag, whether it was delivered before, its properties (flags and values, as they came) and its body.
 Take = Callable[[int, bool, bytes | BasicProperties, bytes], None]
@@ -70,6 +73,17 @@ class Gathering(AsyncioConnection):  # type: ignore[misc,unused-ignore]
             self._gathered = []
             asyncio.get_running_loop().call_soon(self._emit_gathered)
         self._gathered.append(data)
+
+    def _read_frame(self) -> tuple[int, Any]:
+        data = self._frame_buffer
+        if len(data) > _HEADER_SIZE and data[0] == _HEADER:
+            _kind, number, size, _class, _weight, length = _header(data)
+            end = size + 8
+            if end <= len(data) and data[end - 1] == _END:
+                # pika would lose what it cannot represent
+                return end, pika_frame.Header(number, length, tables.decode(bytes(data[_HEADER_SIZE : end - 1])))
+        found: tuple[int, Any] = super()._read_frame()
+        return found
 
     def _emit_gathered(self) -> None:
         gathered, self._gathered = self._gathered, None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime as dt
+import decimal
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ from handrail.message import (
     new_id,
     valid_id,
 )
+from handrail_rabbitmq import tables
 
 _Properties = pika.BasicProperties
 
@@ -34,7 +35,7 @@ _PLAIN_SIZE = len(_PLAIN) + 17 + 3 + 32
 _NAMES: dict[str, bytes] = {}
 
 _KEY = "handrail-key"
-#: Names the headers that are numbers which pika's field types cannot carry, and travel as text.
+#: Names the headers that are numbers which no type of AMQP's can carry, and travel as text.
 _NUMBERS = "handrail-numbers"
 #: Where a foreign message's own id is kept when it cannot be ours.
 _FOREIGN_ID = "amqp-message-id"
@@ -71,7 +72,7 @@ def properties(message: Message) -> pika.BasicProperties:
         numbers = []
         for name, value in message.headers.items():
             kind = type(value)
-            if kind is float or (kind is int and not -(2**63) <= value < 2**63):
+            if kind is int and not -(2**63) <= value < 2**63:
                 numbers.append(name)
                 headers[name] = repr(value)
             elif kind is str:
@@ -112,8 +113,7 @@ def _check(headers: dict[str, Any]) -> None:
 
 def encode(properties: pika.BasicProperties) -> bytes:
     """Flags and values, as they stand in a content header. Raises what pika raises."""
-    encoded: bytes = b"".join(properties.encode())
-    return encoded
+    return tables.encode(properties)
 
 
 def encoded(message: Message) -> bytes:
@@ -157,7 +157,7 @@ def message(queue: str, found: pika.BasicProperties | bytes, body: bytes) -> Mes
         made = _usual(queue, found, body)
         if made is not None:
             return made
-        found = _Properties().decode(found)
+        found = tables.decode(found)
     raw: dict[str, Any] = found.headers or {}
     ours: dict[str, str] = {}
     headers: dict[str, Any] = {}
@@ -167,10 +167,8 @@ def message(queue: str, found: pika.BasicProperties | bytes, body: bytes) -> Mes
             ours[name] = value if type(value) is str else str(value)
         elif name in _STRIPPED or name.startswith(_STRIPPED_PREFIXES):
             continue
-        elif isinstance(value, str | bytes | bool | float):
+        elif isinstance(value, str | bytes | bool | float | int) and not isinstance(value, tables.Timestamp):
             headers[name] = value
-        elif isinstance(value, int):
-            headers[name] = int(value)  # pika has an integer type of its own, which nobody else can encode
         elif _travels(value):
             strange[name] = value
     kept: dict[str, Any] = {}
@@ -271,9 +269,9 @@ def _restore(headers: dict[str, Any], numbers: str) -> None:
 
 
 def _travels(value: Any) -> bool:
-    """Whether pika can write what pika has read."""
+    """Whether it can be written again."""
     if isinstance(value, dict):
         return all(_travels(one) for one in value.values())
     if isinstance(value, list):
         return all(_travels(one) for one in value)
-    return value is None or isinstance(value, str | bytes | int | dt.datetime)
+    return value is None or isinstance(value, str | bytes | int | float | decimal.Decimal)
