@@ -41,7 +41,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a server of their own run in one process, where several share the work."""
     for item in items:
-        for name in ("own_rabbitmq", "own_kafka"):
+        for name in ("own_rabbitmq", "tls_rabbitmq", "own_kafka"):
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(name))
 
