@@ -299,6 +299,8 @@ class Project:
             folder.mkdir(parents=True, exist_ok=True)
         self.journal.touch()
         self.running: list[Running] = []
+        #: Further variables of the environment in which its commands run.
+        self.more: dict[str, str] = {}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -307,7 +309,7 @@ class Project:
             for name, value in os.environ.items()
             if not name.startswith(("HANDRAIL_", "PYTEST_", "MAKE", "MFLAGS"))
         }
-        return {**kept, "TEST_JOURNAL": str(self.journal), "TEST_GATES": str(self.gates)}
+        return {**kept, "TEST_JOURNAL": str(self.journal), "TEST_GATES": str(self.gates), **self.more}
 
     # files
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -39,7 +40,15 @@ def opened() -> Iterator[list[Project]]:
 
 
 @pytest.mark.parametrize(
-    "name", ["two-servers/orders", "two-servers/shipping", "background-email", "cpu-work", "account-movements"]
+    "name",
+    [
+        "two-servers/orders",
+        "two-servers/shipping",
+        "background-email",
+        "cpu-work",
+        "account-movements",
+        "rabbitmq-invoices",
+    ],
 )
 def test_its_own_tests_pass(examples: Path, name: str) -> None:
     """`pytest` in the example's folder, as its README says."""
@@ -176,6 +185,47 @@ def test_movements_of_an_account_keep_their_order(examples: Path, opened: list[P
     wait_for(lambda: all(len(booked(account)) >= 40 for account in accounts), "all is booked", timeout=60)
     assert [booked(account) for account in accounts] == [list(range(1, 41))] * 3
     assert workers[1].stop() == 0
+
+
+def test_a_shop_that_knows_rabbitmq_alone_gets_its_invoices(
+    examples: Path, opened: list[Project], rabbitmq: str
+) -> None:
+    """Orders that pika puts into the queue become invoices and waiting reminders; one that does not fit is a dead letter."""
+    project = Project(examples / "rabbitmq-invoices")
+    opened.append(project)
+    settings = (project.root / "queues.yaml").read_text()
+    prefix = f"t{uuid.uuid4().hex[:8]}-"
+    # the server is not that of its compose.yaml, and is shared
+    project.write("queues.yaml", f"prefix: {prefix}\n{settings}")
+    url = urllib.parse.urlsplit(rabbitmq)
+    project.more = {
+        "RABBITMQ_URL": f"amqp://{url.hostname}:{url.port}",
+        "RABBITMQ_USER": urllib.parse.unquote(url.username or "guest"),
+        "RABBITMQ_PASSWORD": urllib.parse.unquote(url.password or "guest"),
+        "RABBITMQ_VHOST": urllib.parse.unquote(url.path[1:]) or "/",
+    }
+    worker = project.worker("work")
+    for order in (
+        {"id": "o-1", "customer": "ada@example.org", "total": 12.5, "express": True},
+        {"id": "o-2", "customer": "ada@example.org"},
+    ):
+        sent = subprocess.run(
+            [sys.executable, "shop.py", f"{prefix}orders", json.dumps(order)],
+            cwd=project.root,
+            env=project.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert sent.returncode == 0, sent.stderr
+
+    wait_for((project.root / "invoices" / "o-1.json").exists, "the invoice is written")
+    wait_for(lambda: project.depths("reminders")["delayed"] == 1, "the reminder waits")
+    wait_for(lambda: project.depths("orders")["dead"] == 1, "the other order is dead")
+    [dead] = json.loads(project.platform("dead", "list", "orders", "--json").stdout)
+    assert dead["id"] == "o-2"
+    assert "total" in dead["reason"]
+    assert worker.stop() == 0
 
 
 def _free_port() -> int:
