@@ -294,11 +294,15 @@ class Intake:
         self._pump()
 
     def _hide(self, arrived: list[Delivery]) -> None:
+        hidden = self._hidden
         for delivery in arrived:
-            tag = delivery.tag
+            tag: Tag = delivery.tag
             level, number = tag.consumer.level, -tag.number if self._lifo else tag.number
             tag.rank = (-(delivery.message.priority if level == HEAD else int(level)), level != HEAD, number)
-            bisect.insort(self._hidden, delivery, key=_rank)
+            if hidden and hidden[-1].tag.rank > tag.rank:
+                bisect.insort(hidden, delivery, key=_rank)
+            else:
+                hidden.append(delivery)
 
     def _pump(self) -> None:
         """Deliver the best of the hidden, as far as there is room; look after the consumers."""
