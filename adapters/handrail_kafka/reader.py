@@ -15,8 +15,6 @@ from typing import Any, Protocol
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition, errors
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.structs import OffsetAndMetadata
 
 from handrail.logger import get_logger
@@ -27,6 +25,7 @@ from handrail_kafka.ending import end_consumer
 from handrail_kafka.fetching import spare
 from handrail_kafka.options import LostPosition
 from handrail_kafka.progress import MOST_BOARDS, MOST_HELD, SAFE_SPAN, Counts, Stand, Tracker
+from handrail_kafka.sharing import Claim, Sharing
 
 log = get_logger("handrail.kafka")
 
@@ -274,9 +273,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",  # what a transaction took back was never sent
-            partition_assignment_strategy=(StickyPartitionAssignor, RoundRobinPartitionAssignor)
-            if len(self._topics) > 1
-            else (RoundRobinPartitionAssignor,),
+            partition_assignment_strategy=(Sharing(self._claim),),
             max_poll_interval_ms=2**31 - 1,
             rebalance_timeout_ms=int((self._revoke_wait + 30.0) * 1000),
             session_timeout_ms=session,
@@ -463,6 +460,10 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         if late:
             self._owner.resumed()
         return True
+
+    def _claim(self) -> Claim:
+        had = [(tp.topic, tp.partition, len(part.held)) for tp, part in self.parts.items() if not part.lost]
+        return Claim(self._generation if had else -1, had)
 
     # --- rebalances ---------------------------------------------------------------------------------------------------
 

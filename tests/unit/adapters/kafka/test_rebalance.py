@@ -128,6 +128,22 @@ async def test_a_worker_that_leaves_hands_over_without_a_repetition(group: Group
         assert await first.settle(*first.got) == []
 
 
+async def test_a_worker_that_leaves_takes_nothing_from_those_who_stay(group: Group) -> None:
+    """Handlers of minutes on the partitions of others go on as if nothing had happened: nothing of theirs moves."""
+    async with group.member() as first, group.member() as second:
+        async with group.member() as third:
+            members = (first, second, third)
+            await until(lambda: sorted(len(one.reader.parts) for one in members) == [1, 1, 2])
+            await group.publish(first.adapter, range(80))
+            await until(lambda: sum(len(one.got) for one in members) == 80)
+            mine = first.got[:], second.got[:]
+        await until(lambda: len(first.got) + len(second.got) == 80)
+
+        assert first.lost == second.lost == []
+        assert (first.got[: len(mine[0])], second.got[: len(mine[1])]) == mine
+        assert await first.settle(*first.got) == await second.settle(*second.got) == []
+
+
 async def test_a_slow_handler_costs_no_membership(group: Group) -> None:
     """A message that is in hand for longer than `session_timeout` changes nothing: it is settled as if it had been quick."""
     async with group.member() as member:
