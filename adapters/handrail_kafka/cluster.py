@@ -90,6 +90,16 @@ class Cluster:
             raise
         self._admin, self._asker = admin, asker
 
+    async def why(self, error: BaseException) -> BaseException:
+        """*error*, or what says better why no server could be had."""
+        if type(error) is not errors.KafkaConnectionError:
+            return error
+        try:
+            await self._probe()
+        except (OSError, errors.KafkaError, TimeoutError) as found:
+            return found
+        return error
+
     async def _probe(self) -> None:
         # bootstrapping hides why it failed
         arguments = self.options.client()

@@ -99,6 +99,9 @@ class Producer:
                 )
                 try:
                     await fresh.start()
+                except errors.KafkaConnectionError as error:
+                    self._retire(fresh)
+                    raise await self._cluster.why(error) from error
                 except BaseException:
                     self._retire(fresh)
                     raise

@@ -235,7 +235,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             except Exception as error:  # noqa: BLE001 - any doubt means rebuilding
                 if self._closing:
                     return
-                self._tell_of(error)
+                self._tell_of(await self._cluster.why(error))
             if not self._closing:
                 await self._stop_consumer()
                 self._rebalancing = True

@@ -28,7 +28,7 @@ Given = Callable[[SecuredKafka], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
     server = SecuredKafka(tmp_path_factory.mktemp("secured-kafka"))
     try:
         server.up()
@@ -44,38 +44,38 @@ def minted(user: str, life: float = 3600.0) -> str:
     return f"{sys.executable} {unsigned_token.__file__} {user} {life}"
 
 
-def text_of(kafka: SecuredKafka, name: str) -> str:
-    return Path(kafka.file(name)).read_text()
+def text_of(secured: SecuredKafka, name: str) -> str:
+    return Path(secured.file(name)).read_text()
 
 
 WAYS: dict[str, Given] = {
-    "PLAIN": lambda kafka: {"url": kafka.at("sasl", f"handrail:{PASSWORD}")},
-    "SCRAM-SHA-256": lambda kafka: {"url": kafka.at("sasl", f"handrail:{PASSWORD}") + "?sasl=scram-sha-256"},
-    "SCRAM-SHA-512, by the mapping": lambda kafka: {
+    "PLAIN": lambda secured: {"url": secured.at("sasl", f"handrail:{PASSWORD}")},
+    "SCRAM-SHA-256": lambda secured: {"url": secured.at("sasl", f"handrail:{PASSWORD}") + "?sasl=scram-sha-256"},
+    "SCRAM-SHA-512, by the mapping": lambda secured: {
         "url": "kafka://",
-        "servers": [kafka.at("sasl").removeprefix("kafka://")],
+        "servers": [secured.at("sasl").removeprefix("kafka://")],
         "sasl": "scram-sha-512",
         "username": "handrail",
         "password": PASSWORD,
     },
-    "a token": lambda kafka: {"url": kafka.at("sasl"), "token": token("all-rights")},
-    "a command for tokens": lambda kafka: {"url": kafka.at("sasl"), "token_command": minted("all-rights")},
-    "TLS": lambda kafka: {"url": kafka.at("tls"), "ca": kafka.file("ca.pem")},
-    "a client certificate": lambda kafka: {
-        "url": f"{kafka.at('mtls')}?cert={kafka.file('client.crt')}&key={kafka.file('client.key')}",
-        "ca": kafka.file("ca.pem"),
+    "a token": lambda secured: {"url": secured.at("sasl"), "token": token("all-rights")},
+    "a command for tokens": lambda secured: {"url": secured.at("sasl"), "token_command": minted("all-rights")},
+    "TLS": lambda secured: {"url": secured.at("tls"), "ca": secured.file("ca.pem")},
+    "a client certificate": lambda secured: {
+        "url": f"{secured.at('mtls')}?cert={secured.file('client.crt')}&key={secured.file('client.key')}",
+        "ca": secured.file("ca.pem"),
         "key_password": PASSPHRASE,
     },
-    "a client certificate, as text": lambda kafka: {
-        "url": kafka.at("mtls"),
+    "a client certificate, as text": lambda secured: {
+        "url": secured.at("mtls"),
         **{
-            name: text_of(kafka, file)
+            name: text_of(secured, file)
             for name, file in (("ca", "ca.pem"), ("cert", "client.crt"), ("key", "client.key"))
         },
         "key_password": PASSPHRASE,
     },
-    "PLAIN over TLS": lambda kafka: {
-        "url": f"{kafka.at('sasl_tls', f'handrail:{PASSWORD}')}?ca={kafka.file('ca.pem')}"
+    "PLAIN over TLS": lambda secured: {
+        "url": f"{secured.at('sasl_tls', f'handrail:{PASSWORD}')}?ca={secured.file('ca.pem')}"
     },
 }
 
@@ -87,9 +87,9 @@ def adapter_of(given: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-async def test_a_message_goes_there_and_back(kafka: SecuredKafka, way: Given) -> None:
+async def test_a_message_goes_there_and_back(secured: SecuredKafka, way: Given) -> None:
     """By each mechanism, with TLS and without, a message is sent, delivered and acknowledged."""
-    given = way(kafka)
+    given = way(secured)
     adapter = adapter_of(given)
     queue = QueueSpec(name="work", dead_letter="work.dead")
     got: list[Delivery] = []
@@ -114,31 +114,31 @@ async def test_a_message_goes_there_and_back(kafka: SecuredKafka, way: Given) ->
 
 REFUSALS: dict[str, tuple[Given, str]] = {
     "a wrong password": (
-        lambda kafka: {"url": kafka.at("sasl", f"handrail:{WRONG}")},
+        lambda secured: {"url": secured.at("sasl", f"handrail:{WRONG}")},
         "the server refuses the user or the password",
     ),
     "a wrong password, SCRAM": (
-        lambda kafka: {"url": kafka.at("sasl", f"handrail:{WRONG}") + "?sasl=scram-sha-512"},
+        lambda secured: {"url": secured.at("sasl", f"handrail:{WRONG}") + "?sasl=scram-sha-512"},
         "the server refuses the user or the password",
     ),
     "a mechanism that is not offered": (
-        lambda kafka: {
-            "url": kafka.at("sasl_tls", f"handrail:{WRONG}"),
+        lambda secured: {
+            "url": secured.at("sasl_tls", f"handrail:{WRONG}"),
             "sasl": "scram-sha-256",
-            "ca": kafka.file("ca.pem"),
+            "ca": secured.file("ca.pem"),
         },
         "does not offer this SASL mechanism",
     ),
     "a password where none is wanted": (
-        lambda kafka: {"url": kafka.at("port", f"handrail:{WRONG}")},
+        lambda secured: {"url": secured.at("port", f"handrail:{WRONG}")},
         "wants no SASL here",
     ),
     "a token that has ended": (
-        lambda kafka: {"url": kafka.at("sasl"), "token": token(WRONG, -60)},
+        lambda secured: {"url": secured.at("sasl"), "token": token(WRONG, -60)},
         "the server refuses the token",
     ),
     "a command that gives no token": (
-        lambda kafka: {"url": kafka.at("sasl"), "token_command": f"echo {WRONG} >&2; exit 4"},
+        lambda secured: {"url": secured.at("sasl"), "token_command": f"echo {WRONG} >&2; exit 4"},
         "token_command ended with exit code 4",
     ),
     "an unknown host": (
@@ -146,23 +146,23 @@ REFUSALS: dict[str, tuple[Given, str]] = {
         "the host's name is not known here",
     ),
     "an authority that is not trusted": (
-        lambda kafka: {"url": kafka.at("tls"), "ca": kafka.file("other-ca.pem")},
+        lambda secured: {"url": secured.at("tls"), "ca": secured.file("other-ca.pem")},
         "certificate is not trusted",
     ),
     "a certificate for another name": (
-        lambda kafka: {"url": kafka.at("tls", host="127.0.0.1"), "ca": kafka.file("ca.pem")},
+        lambda secured: {"url": secured.at("tls", host="127.0.0.1"), "ca": secured.file("ca.pem")},
         "certificate is for another name",
     ),
     "no client certificate": (
-        lambda kafka: {"url": kafka.at("mtls"), "ca": kafka.file("ca.pem")},
+        lambda secured: {"url": secured.at("mtls"), "ca": secured.file("ca.pem")},
         "the server demands a client certificate",
     ),
     "a wrong passphrase": (
-        lambda kafka: {
-            "url": kafka.at("mtls"),
-            "ca": kafka.file("ca.pem"),
-            "cert": kafka.file("client.crt"),
-            "key": kafka.file("client.key"),
+        lambda secured: {
+            "url": secured.at("mtls"),
+            "ca": secured.file("ca.pem"),
+            "cert": secured.file("client.crt"),
+            "key": secured.file("client.key"),
             "key_password": WRONG,
         },
         "key_password: does not open",
@@ -171,10 +171,10 @@ REFUSALS: dict[str, tuple[Given, str]] = {
 
 
 @pytest.mark.parametrize(("way", "words"), REFUSALS.values(), ids=REFUSALS)
-async def test_what_waiting_does_not_mend_is_said_in_one_line(kafka: SecuredKafka, way: Given, words: str) -> None:
+async def test_what_waiting_does_not_mend_is_said_in_one_line(secured: SecuredKafka, way: Given, words: str) -> None:
     """Opening the broker fails at once and says why; no secret is in it."""
     with pytest.raises(BrokerError, match=words) as refused:
-        await adapter_of(way(kafka)).open("worker")
+        await adapter_of(way(secured)).open("worker")
 
     assert "\n" not in str(refused.value)
     assert WRONG not in str(refused.value)
@@ -182,16 +182,16 @@ async def test_what_waiting_does_not_mend_is_said_in_one_line(kafka: SecuredKafk
 
 LISTENERS: dict[str, tuple[Given, str]] = {
     "nobody listens": (lambda _kafka: {"url": f"kafka://handrail:{WRONG}@127.0.0.1:1"}, "nobody listens there"),
-    "TLS is wanted": (lambda kafka: {"url": kafka.at("tls")}, "does this port want TLS"),
-    "TLS is not wanted": (lambda kafka: {"url": kafka.at("port"), "tls": True}, "does this port speak TLS"),
-    "a user is wanted": (lambda kafka: {"url": kafka.at("sasl")}, "does this port want a user and a password"),
+    "TLS is wanted": (lambda secured: {"url": secured.at("tls")}, "does this port want TLS"),
+    "TLS is not wanted": (lambda secured: {"url": secured.at("port"), "tls": True}, "does this port speak TLS"),
+    "a user is wanted": (lambda secured: {"url": secured.at("sasl")}, "does this port want a user and a password"),
 }
 
 
 @pytest.mark.parametrize(("way", "words"), LISTENERS.values(), ids=LISTENERS)
-async def test_what_waiting_may_mend_is_said_and_waited_for(kafka: SecuredKafka, way: Given, words: str) -> None:
+async def test_what_waiting_may_mend_is_said_and_waited_for(secured: SecuredKafka, way: Given, words: str) -> None:
     """A server that is not there, or ends connections, may be starting: opening succeeds and health says what it looks like."""
-    adapter = adapter_of(way(kafka))
+    adapter = adapter_of(way(secured))
     await adapter.open("worker")
     try:
         health = adapter.health()
@@ -200,6 +200,19 @@ async def test_what_waiting_may_mend_is_said_and_waited_for(kafka: SecuredKafka,
         assert words in health.detail
     finally:
         await adapter.close()
+
+
+async def test_a_password_that_is_refused_later_is_told_as_well(secured: SecuredKafka) -> None:
+    """When a server that took the password does not take it any more, sends say so, and nothing of connections."""
+    adapter = adapter_of({"url": secured.at("sasl", f"handrail:{PASSWORD}")})
+    await adapter.open("client")
+    try:
+        adapter._core.cluster.options = adapter_of({"url": secured.at("sasl", f"handrail:{WRONG}")})._options
+        errors = await adapter.publish([Message(queue="work", id=new_id(), body=b"1")], 20.0)
+    finally:
+        await adapter.close()
+
+    assert "the server refuses the user or the password" in str(errors[0])
 
 
 # --- the same by the command, as users see it -------------------------------------------------------------------------
@@ -213,10 +226,10 @@ def configured(project: Project, broker: dict[str, Any], **settings: Any) -> Non
     "name",
     ["a wrong password", "an unknown host", "an authority that is not trusted", "a certificate for another name"],
 )
-def test_a_refusal_ends_the_command_with_one_line(kafka: SecuredKafka, project: Project, name: str) -> None:
+def test_a_refusal_ends_the_command_with_one_line(secured: SecuredKafka, project: Project, name: str) -> None:
     """`platform send` and `platform work` end with exit code 3 and that one line."""
     way, words = REFUSALS[name]
-    configured(project, way(kafka))
+    configured(project, way(secured))
     worker = project.start("work")
 
     sent = project.platform("send", "quick", '{"n": 1}')
@@ -267,11 +280,11 @@ def named(rights: list[tuple[int, str, int]], prefix: str) -> list[tuple[int, st
     ids=["none", "no Write at all", "no Write on it", "no Read", "no group"],
 )
 def test_a_missing_right_is_named(
-    kafka: SecuredKafka, project: Project, rights: list[tuple[int, str, int]], command: str, words: str
+    secured: SecuredKafka, project: Project, rights: list[tuple[int, str, int]], command: str, words: str
 ) -> None:
     """Exit code 3, and a last line that says which topic or group is out of reach."""
-    prefix, user = laid_out(kafka, rights)
-    configured(project, {"url": kafka.at("sasl"), "token": token(user)}, prefix=prefix)
+    prefix, user = laid_out(secured, rights)
+    configured(project, {"url": secured.at("sasl"), "token": token(user)}, prefix=prefix)
 
     done = project.platform(*({"send": ["send", "quick", '{"n": 1}'], "work": ["work"]}[command]))
 
@@ -284,27 +297,27 @@ def test_a_missing_right_is_named(
         assert done.stderr.count("\n") == 1
 
 
-def laid_out(kafka: SecuredKafka, rights: list[tuple[int, str, int]]) -> tuple[str, str]:
+def laid_out(secured: SecuredKafka, rights: list[tuple[int, str, int]]) -> tuple[str, str]:
     """The prefix of topics that exist, and a user who has *rights* there."""
     prefix, user = f"r{uuid.uuid4().hex[:8]}-", f"user-{uuid.uuid4().hex[:8]}"
-    kafka.topics(*(f"{prefix}{name}" for name in ("quick", "quick.dead", "handrail.delay.2s")))
-    kafka.grant(user, named(rights, prefix))
+    secured.topics(*(f"{prefix}{name}" for name in ("quick", "quick.dead", "handrail.delay.2s")))
+    secured.grant(user, named(rights, prefix))
     return prefix, user
 
 
-def test_who_only_sends_needs_one_right(kafka: SecuredKafka, project: Project) -> None:
+def test_who_only_sends_needs_one_right(secured: SecuredKafka, project: Project) -> None:
     """Write on the queue's topic is enough to send to it."""
-    prefix, user = laid_out(kafka, [(TOPIC, "quick", WRITE)])
-    configured(project, {"url": kafka.at("sasl"), "token": token(user)}, prefix=prefix)
+    prefix, user = laid_out(secured, [(TOPIC, "quick", WRITE)])
+    configured(project, {"url": secured.at("sasl"), "token": token(user)}, prefix=prefix)
 
     project.send("quick", {"n": 1})
 
 
-def test_topics_that_may_not_be_created_are_named(kafka: SecuredKafka, project: Project) -> None:
+def test_topics_that_may_not_be_created_are_named(secured: SecuredKafka, project: Project) -> None:
     """Without Create a worker whose topics are missing ends at the start and names one."""
     prefix, user = f"r{uuid.uuid4().hex[:8]}-", f"user-{uuid.uuid4().hex[:8]}"
-    kafka.grant(user, named([*ALL_TOPICS, (GROUP, "*", READ)], prefix))
-    configured(project, {"url": kafka.at("sasl"), "token": token(user)}, prefix=prefix)
+    secured.grant(user, named([*ALL_TOPICS, (GROUP, "*", READ)], prefix))
+    configured(project, {"url": secured.at("sasl"), "token": token(user)}, prefix=prefix)
 
     done = project.platform("work")
 
@@ -312,17 +325,17 @@ def test_topics_that_may_not_be_created_are_named(kafka: SecuredKafka, project: 
     assert done.returncode == 3
     assert f"no access to topic '{prefix}" in line
     assert "Create" in line
-    kafka.grant(user, named([(TOPIC, "*", CREATE)], prefix))
+    secured.grant(user, named([(TOPIC, "*", CREATE)], prefix))
     worker = project.worker("work")
     project.send("quick", {"n": 1})
     project.until("end", 1)
     assert worker.stop() == 0
 
 
-def test_a_token_that_ends_while_messages_flow_is_replaced(kafka: SecuredKafka, project: Project) -> None:
+def test_a_token_that_ends_while_messages_flow_is_replaced(secured: SecuredKafka, project: Project) -> None:
     """The server ends connections with their tokens; with new ones all goes on: nothing is lost, repeated or complained of."""
     command = f"echo m >> {project.logs}/minted; {minted('all-rights', 2.0)}"
-    configured(project, {"url": kafka.at("sasl"), "token_command": command}, prefix=f"o{uuid.uuid4().hex[:8]}-")
+    configured(project, {"url": secured.at("sasl"), "token_command": command}, prefix=f"o{uuid.uuid4().hex[:8]}-")
     worker = project.worker("work")
 
     confirmed = project.sender("quick", range(20), pace=0.25).finish()
@@ -335,11 +348,11 @@ def test_a_token_that_ends_while_messages_flow_is_replaced(kafka: SecuredKafka, 
     assert worker.stop() == 0
 
 
-def test_no_command_shows_a_secret(kafka: SecuredKafka, project: Project) -> None:
+def test_no_command_shows_a_secret(secured: SecuredKafka, project: Project) -> None:
     """A worker that tells all it can, and the commands that look: no password and no passphrase is printed."""
     looks = {"SCRAM-SHA-512, by the mapping": ("queues", "check"), "a client certificate": ("queues",)}
     for way, commands in looks.items():
-        configured(project, WAYS[way](kafka), prefix=f"s{uuid.uuid4().hex[:8]}-")
+        configured(project, WAYS[way](secured), prefix=f"s{uuid.uuid4().hex[:8]}-")
         worker = project.start("work", "--log-level", "debug").until_ready()
         project.send("quick", {"n": 1})
         said = [project.platform(command) for command in commands]
