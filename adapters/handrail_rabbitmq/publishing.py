@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pika import BasicProperties
+from pika.exceptions import AMQPChannelError, AMQPConnectionError
 
 from handrail.errors import BrokerError, SendError, SendTimeoutError
 from handrail.logger import get_logger
@@ -27,10 +28,15 @@ AGAIN = 0.5
 _Fate = Callable[["Item", SendError | None], None]
 
 
+class RefusedError(SendError):
+    """The server refused the message for now: its queue is full, or has no leader."""
+
+
 class Item:
     """One message on its way, and whom to tell of its fate."""
 
     __slots__ = (
+        "at",
         "done",
         "exchange",
         "fixed",
@@ -47,6 +53,8 @@ class Item:
     def __init__(self, message: Message, done: _Fate, level: int | str | None = None, dead: str | None = None) -> None:
         self.message = message
         self.done = done
+        #: Its place in what was given to :meth:`Publisher.publish`.
+        self.at = 0
         #: Priority, or ``head``.
         self.level: int | str = message.priority if level is None else level
         #: Whether it goes to the queue ``key`` whatever its priority: dead letters do.
@@ -165,13 +173,15 @@ class Publisher:
             nonlocal left
             left -= 1
             if error is not None:
-                errors[items.index(item)] = error
+                errors[item.at] = error
             else:
                 item.gone = True
             if not left and not finished.done():
                 finished.set_result(None)
 
-        items.extend(Item(message, done) for message in messages)
+        for at, message in enumerate(messages):
+            items.append(item := Item(message, done))
+            item.at = at
         self._waiting.extend(items)
         self._drain()
         if left:
@@ -185,7 +195,16 @@ class Publisher:
                     item.done = _nobody
                     errors[index] = failure
             self._waiting = deque(item for item in self._waiting if not item.gone)
+            self._make_room()
         return errors
+
+    def _make_room(self) -> None:
+        """Open another channel when what the server never confirms, and nobody waits for, fills the window.
+
+        A queue without a leader confirms nothing, and the messages of others would wait for it.
+        """
+        if len(self._sent) >= WINDOW // 2 and next(iter(self._sent.values())).gone and self._channel is not None:
+            self._channel.close()
 
     def put(self, item: Item) -> None:
         """Send *item* after everything that waits."""
@@ -271,6 +290,9 @@ class Publisher:
             try:
                 properties = wire.encoded(item.message) if item.properties is None else wire.encode(item.properties)
                 publish(item.exchange, item.key, properties, body)
+            except (AMQPChannelError, AMQPConnectionError):
+                # it is closing, and says so in a moment; then all that was sent goes again
+                return
             except Exception as error:  # noqa: BLE001 - whatever pika cannot write is that message's fault alone
                 del sent[number]
                 self._next = number
@@ -403,7 +425,7 @@ class Publisher:
             return
         if refused:
             text = f"{self._link.place.shown}: the server refused the message: queue {item.key!r} is full or failing"
-            item.done(item, SendError(text))
+            item.done(item, RefusedError(text))
         elif item.returned and not item.tried:
             # somebody deleted what was known to be there: make it again, once
             item.tried, item.returned = True, False

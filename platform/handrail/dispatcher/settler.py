@@ -14,6 +14,10 @@ from handrail.logger import get_logger
 
 log = get_logger("handrail")
 
+#: Seconds that a batch may hold up those that gather behind it: one that the broker cannot take now, as under an alarm, must
+#: not keep acknowledgements back that would let messages flow.
+HELD_UP = 0.25
+
 
 class Judged:
     """A delivery, its verdict, and what people will want to know of it once it is settled."""
@@ -48,54 +52,72 @@ Settled = Callable[[Judged, bool], None]
 
 
 class Settler:
-    """The way of all outcomes to one broker. One batch is under way at a time; the rest gathers behind it."""
+    """The way of all outcomes to one broker. One batch is under way at a time, as long as it gets on; the rest gathers behind."""
 
     def __init__(self, adapter: Adapter, settled: Settled) -> None:
         self._adapter = adapter
         self._settled = settled
         self._waiting: list[Judged] = []
+        #: Takes what gathers; None when nothing does.
         self._task: asyncio.Task[None] | None = None
+        #: Whose batch held the others up.
+        self._behind: set[asyncio.Task[None]] = set()
 
     def add(self, judged: Judged) -> None:
         self._waiting.append(judged)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
+        elif len(self._waiting) == 1:
+            asyncio.get_running_loop().call_later(HELD_UP, self._look, self._waiting)
+
+    def _look(self, waiting: list[Judged]) -> None:
+        """Let *waiting* go beside the batch that it gathered behind, if that one is still under way."""
+        if waiting is self._waiting and waiting and self._task is not None:
+            self._behind.add(self._task)
+            self._task = asyncio.get_running_loop().create_task(self._run())
 
     @property
     def busy(self) -> bool:
-        return self._task is not None
+        return self._task is not None or bool(self._behind)
 
     async def flushed(self) -> None:
         """Returns when everything added so far is settled."""
-        while self._task is not None:
-            await asyncio.shield(self._task)
+        while self.busy:
+            await asyncio.wait([*self._behind, *([self._task] if self._task is not None else [])])
 
     async def _run(self) -> None:
+        me = asyncio.current_task()
         try:
-            while self._waiting:
+            while self._waiting and self._task is me:
                 batch, self._waiting = self._waiting, []
-                settlements = [Settlement(one.delivery, one.verdict.verb, one.verdict.message) for one in batch]
-                refused: set[int] = set()
-                try:
-                    lost = await self._adapter.settle(settlements)
-                except BrokerError as error:
-                    # only a closed adapter raises; what it held goes back to the queue by its own means
-                    log.error("not settled", broker=self._adapter.place, messages=len(batch), error=str(error))
-                    refused.update(range(len(batch)))
-                except Exception:  # a fault in an adapter: what gathers behind this batch has to go on
-                    log.exception("not settled; please report this", broker=self._adapter.place, messages=len(batch))
-                    refused.update(range(len(batch)))
-                else:
-                    if lost:
-                        gone = {id(one) for one in lost}
-                        refused.update(at for at, one in enumerate(settlements) if id(one) in gone)
-                for at, one in enumerate(batch):
-                    try:
-                        self._settled(one, at in refused)
-                    except Exception:  # whoever wants to know of one may not keep it from the others
-                        log.exception("an outcome was settled and could not be told", id=one.delivery.message.id)
+                await self._settle(batch)
         finally:
-            self._task = None
+            if self._task is me:
+                self._task = None
+            elif me is not None:
+                self._behind.discard(me)
+
+    async def _settle(self, batch: list[Judged]) -> None:
+        settlements = [Settlement(one.delivery, one.verdict.verb, one.verdict.message) for one in batch]
+        refused: set[int] = set()
+        try:
+            lost = await self._adapter.settle(settlements)
+        except BrokerError as error:
+            # only a closed adapter raises; what it held goes back to the queue by its own means
+            log.error("not settled", broker=self._adapter.place, messages=len(batch), error=str(error))
+            refused.update(range(len(batch)))
+        except Exception:  # a fault in an adapter: what gathers behind this batch has to go on
+            log.exception("not settled; please report this", broker=self._adapter.place, messages=len(batch))
+            refused.update(range(len(batch)))
+        else:
+            if lost:
+                gone = {id(one) for one in lost}
+                refused.update(at for at, one in enumerate(settlements) if id(one) in gone)
+        for at, one in enumerate(batch):
+            try:
+                self._settled(one, at in refused)
+            except Exception:  # whoever wants to know of one may not keep it from the others
+                log.exception("an outcome was settled and could not be told", id=one.delivery.message.id)
 
 
 def now() -> float:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+import uuid
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from rabbitmq_support import Bench
-
+from rabbitmq_support import Bench, Project
 from real_servers import RabbitMQ
+
+from handrail.adapter import BrokerSettings
 
 
 @pytest.fixture
@@ -24,3 +28,27 @@ def server(own_rabbitmq: RabbitMQ) -> RabbitMQ:
 @pytest.fixture
 def bench(server: RabbitMQ, tmp_path: Path) -> Bench:
     return Bench(server.url, tmp_path)
+
+
+@pytest.fixture
+def project(server: RabbitMQ, tmp_path: Path) -> Iterator[Project]:
+    """An empty project on the server of these tests; see the contract suite's own."""
+    root = tmp_path / "project"
+    root.mkdir()
+    made = Project(
+        BrokerSettings(name="default", url=server.url, root=str(root), prefix=f"t{uuid.uuid4().hex[:8]}-", options={})
+    )
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    # what went wrong in a worker's thread or in a host is not in the test's own traceback
+    report = yield
+    made = getattr(item, "funcargs", {}).get("project")
+    if report.failed and isinstance(made, Project):
+        report.sections.append(("what the project saw", made.story()))
+    return report

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
+import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+
+# projects with real workers are what contract tests have already
+sys.path.insert(0, str(Path(__file__).parents[3] / "contract"))
+
+import contract_harness
 
 from handrail.adapter import Adapter, BrokerSettings, Delivery, QueueSpec, Settlement, Subscription, Verb, load
 from handrail.message import Message, new_id
@@ -30,20 +44,16 @@ class Bench:
         stuck_after: float | None = None,
         **options: Any,
     ) -> Any:
-        settings = BrokerSettings(
-            name="default",
-            url=self.settings.url,
-            root=self.settings.root,
-            prefix=self.settings.prefix,
-            options=options,
-        )
-        adapter: Any = load(settings)
+        adapter: Any = load(self.settings_with(options))
         adapter.watch_every = watch_every or adapter.watch_every
         adapter.stuck_after = stuck_after or adapter.stuck_after
         self.opened.append(adapter)
         await adapter.open(role)
         await adapter.declare([spec or self.queue])
         return adapter
+
+    def settings_with(self, options: dict[str, Any]) -> BrokerSettings:
+        return msgspec.structs.replace(self.settings, options=options)
 
     async def close(self) -> None:
         for adapter in self.opened:
@@ -79,10 +89,17 @@ class Inbox:
         self.handled += [one.message.id for one in batch if id(one) not in gone]
 
 
+class Project(contract_harness.Project):
+    """A project with real workers on one server."""
+
+    def worker_blocked(self) -> bool:
+        """Whether the server has told a worker that it takes no messages now."""
+        return any("takes no messages" in str(entry) for entry in list(self.logs))
+
+
 def messages(count: int, **fields: Any) -> list[Message]:
-    return [
-        Message(queue="work", id=new_id(), body=str(n).encode(), sent_at=time.time(), **fields) for n in range(count)
-    ]
+    fields = {"queue": "work", **fields}
+    return [Message(id=new_id(), body=str(n).encode(), sent_at=time.time(), **fields) for n in range(count)]
 
 
 async def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
@@ -91,3 +108,25 @@ async def until(condition: Callable[[], bool], what: str, seconds: float = 30.0)
         if time.monotonic() > end:
             raise AssertionError(f"waited {seconds:g} s in vain for {what}")
         await asyncio.sleep(0.02)
+
+
+@contextmanager
+def black_hole(url: str, *directions: str) -> Iterator[None]:
+    """Drop all packets to (``--dport``) or from (``--sport``) the server, without a reset; skip where that is not allowed."""
+    directions = directions or ("--dport", "--sport")
+    port = str(urlsplit(url).port)
+    rules = [["INPUT", "-i", "lo", "-p", "tcp", direction, port, "-j", "DROP"] for direction in directions]
+    iptables = shutil.which("iptables") or "/usr/sbin/iptables"
+    if os.geteuid() != 0 or not Path(iptables).exists():
+        pytest.skip("only root with iptables can make packets vanish")
+    made = []
+    try:
+        for rule in rules:
+            done = subprocess.run([iptables, "-w", "-I", *rule], check=False, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"iptables may not make packets vanish here: {done.stderr.strip()}")
+            made.append(rule)
+        yield
+    finally:
+        for rule in made:
+            subprocess.run([iptables, "-w", "-D", *rule], check=True)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import pika
@@ -22,31 +16,10 @@ import structlog
 # what these tests share is a module of its own, and importmode=importlib puts no folder of tests on the path
 sys.path.insert(0, str(Path(__file__).parent))
 
-from rabbitmq_support import Bench, Inbox, messages, until
+from rabbitmq_support import Bench, Inbox, black_hole, messages, until
 
 from handrail.adapter import Settlement, Verb
 from handrail.errors import SendTimeoutError
-
-
-@contextmanager
-def black_hole(url: str, *directions: str) -> Iterator[None]:
-    """Drop all packets to (``--dport``) or from (``--sport``) the server, without a reset; skip where that is not allowed."""
-    port = str(urlsplit(url).port)
-    rules = [["INPUT", "-i", "lo", "-p", "tcp", direction, port, "-j", "DROP"] for direction in directions]
-    iptables = shutil.which("iptables") or "/usr/sbin/iptables"
-    if os.geteuid() != 0 or not Path(iptables).exists():
-        pytest.skip("only root with iptables can make packets vanish")
-    made = []
-    try:
-        for rule in rules:
-            done = subprocess.run([iptables, "-w", "-I", *rule], check=False, capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"iptables may not make packets vanish here: {done.stderr.strip()}")
-            made.append(rule)
-        yield
-    finally:
-        for rule in made:
-            subprocess.run([iptables, "-w", "-D", *rule], check=True)
 
 
 @pytest.mark.parametrize("directions", [("--dport", "--sport"), ("--sport",)], ids=["both ways", "answers only"])

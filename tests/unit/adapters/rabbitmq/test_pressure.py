@@ -1,0 +1,219 @@
+"""A server that takes no more for now: alarms, full queues, queues without a leader, and nobody there at all."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+
+# what these tests share are modules of their own, and importmode=importlib puts no folder of tests on the path
+sys.path.insert(0, str(Path(__file__).parent))
+
+from rabbitmq_support import Bench, Inbox, Project, black_hole, messages, until
+
+from handrail.adapter import QueueSpec, Settlement, Verb
+from handrail.outcome import Outcome
+from handrail_rabbitmq import publishing
+
+#: An application with one page, which sends and answers only when the broker has it, or when it never will.
+WEB = """
+import threading
+from wsgiref.simple_server import make_server, WSGIRequestHandler
+
+from handrail import context
+from handrail.errors import SendError
+
+WSGIRequestHandler.log_message = lambda *_: None
+told = []
+
+
+def page(environ, start_response):
+    heard = threading.Event()
+    receipt = context.queues.send_to_queue("work", {"n": 1}, lambda error: (told.append(error), heard.set()))
+    try:
+        receipt.wait()
+        status, text = "202 Accepted", "sent"
+    except SendError as error:
+        status, text = "503 Service Unavailable", str(error)
+    heard.wait()
+    start_response(status, [("Content-Type", "text/plain")])
+    return [f"{text}\\n{len(told)} {told[-1] is not None}".encode()]
+
+
+with make_server("127.0.0.1", 0, page) as server:
+    print(server.server_port, flush=True)
+    server.serve_forever()
+"""
+
+
+@contextmanager
+def web(project: Project) -> Iterator[str]:
+    """The address of an application in a process of its own that sends to the project's queue."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WEB], cwd=project.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}/"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(address: str) -> tuple[int, str, str]:
+    """Status, text, and how often the callback was called, and with an error."""
+    try:
+        with urllib.request.urlopen(address, timeout=20) as answer:
+            status, body = answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        status, body = error.code, error.read().decode()
+    text, _, told = body.rpartition("\n")
+    return status, text, told
+
+
+@contextmanager
+def alarm(server: Any) -> Iterator[None]:
+    """The server's memory alarm is on."""
+    server.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        yield
+    finally:
+        server.ctl("set_vm_memory_high_watermark", "absolute", "2GB")
+
+
+def full_queue(url: str, name: str, length: int) -> None:
+    """A queue that an operator made, which refuses what is beyond *length*."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as operator:
+        channel = operator.channel()
+        # a classic queue keeps to its limit at once, a quorum queue after some more
+        limits = {"x-queue-type": "classic", "x-max-length": length, "x-overflow": "reject-publish"}
+        channel.queue_declare(name, durable=True, arguments=limits)
+        channel.queue_declare(f"{name}.dead", durable=True)
+
+
+def test_a_web_request_that_sends_never_hangs(server: Any, project: Project) -> None:
+    """Blocked, black-holed or gone: the request is answered after `send_timeout` with what is wrong, and then it works again."""
+    project.handler("def handler(message): pass")
+    project.queues(send_timeout="1s")
+    url = server.url
+    with web(project) as address:
+        assert ask(address) == (202, "sent", "1 False")
+        with alarm(server):
+            status, text, told = ask(address)
+            assert (status, told) == (503, "2 True")
+            assert "memory" in text
+        with black_hole(url):
+            status, text, told = ask(address)
+            assert (status, told) == (503, "3 True")
+            assert "within 1s" in text
+        project.until(lambda: ask(address)[0] == 202, "the black hole to be forgotten")
+    with web(project) as address, black_hole(url):
+        status, text, _told = ask(address)  # the first thing that this process ever sends
+        assert status == 503
+        assert "within 1s" in text
+
+
+async def test_a_full_queue_refuses_at_once(server: Any, bench: Bench) -> None:
+    """What a queue with a limit has no room for fails without waiting, and the line names the queue."""
+    full_queue(bench.settings.url, bench.settings.prefix + "work", 5)
+    client = await bench.open("client", declare="never")
+    try:
+        errors = await client.publish(messages(50), 60.0)
+
+        assert errors
+        assert len(errors) == 45
+        assert "is full" in str(errors[49])
+        assert (await client.depth("work")).ready == 50 - len(errors)
+    finally:
+        await bench.close()
+
+
+async def test_a_full_queue_gets_its_retries_when_it_has_room(server: Any, bench: Bench) -> None:
+    """A message that is to go to the tail of a queue which somebody keeps full waits in the delays, so that hands get free."""
+    await bench.open("client")  # makes the delays' way possible; the queue itself is the operator's
+    name = bench.settings.prefix + "tight"
+    tight = QueueSpec(name="tight", dead_letter="tight.dead")
+    full_queue(bench.settings.url, name, 3)
+    worker = await bench.open("worker", QueueSpec(name="side", dead_letter="side.dead"))
+    worker._topology._made.update(
+        (name, f"{name}.dead")
+    )  # it is there, and what its arguments are does not matter here
+    inbox = await Inbox(worker).begin(tight, credit=2)
+    try:
+        batch = messages(2, queue="tight")
+        assert await worker.publish(batch, 10.0) == {}
+        await until(lambda: len(inbox.got) == 2, "both in hand")
+        more = messages(40, queue="tight")
+        refused = await worker.publish(more, 10.0)
+        assert refused
+
+        failed = [Settlement(one, Verb.MOVE, one.message) for one in inbox.got]
+        assert await asyncio.wait_for(worker.settle(failed), 20.0) == []
+        await until(lambda: len(inbox.got) > 2, "the next, now that the hands are free")
+
+        depth = await worker.depth("tight")
+        assert depth.ready + depth.delayed + depth.active == 2 + 40 - len(refused)
+    finally:
+        await bench.close()
+
+
+def test_an_alarm_keeps_no_acknowledgement_back(server: Any, project: Project) -> None:
+    """While the server takes no messages, failures wait to be moved, but what succeeds is acknowledged, so that queues drain."""
+    project.handler(
+        """
+        async def handler(message, callback):
+            note("began")
+            if message == "bad":
+                await agate("fail")
+                raise ValueError("no")
+            await agate("go")
+            callback()
+        """
+    )
+    project.queues({"work": {"handler": "work", "concurrency": 10, "attempts": 2, "backoff": "0s"}})
+    project.start()
+    project.send_bulk("work", ["bad"] * 5 + list(range(100)))
+    project.noted("began", 10)
+    with alarm(server):
+        project.open("fail")
+        project.until(project.worker_blocked, "the worker to hear of the alarm")
+        project.open("go")
+        project.wait(Outcome.COMPLETED, count=100)
+    assert len(project.wait(Outcome.DEAD, count=5)) == 5
+
+
+#: Erlang: stop and wake the process of a quorum queue, as a queue whose members have lost their leader looks from outside.
+SUSPEND = """
+    {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{name}">>)),
+    sys:{what}(whereis(element(1, amqqueue:get_pid(Q)))).
+"""
+
+
+async def test_a_queue_that_confirms_nothing_does_not_stop_the_others(
+    server: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a queue without a leader never confirms fails in time, and makes room for messages to other queues."""
+    monkeypatch.setattr(publishing, "WINDOW", 20)
+    client = await bench.open("client")
+    await client.declare([QueueSpec(name="other", dead_letter="other.dead")])
+    assert await client.publish([*messages(1), *messages(1, queue="other")], 10.0) == {}
+    name = bench.settings.prefix + "work"
+    await asyncio.to_thread(server.ctl, "-q", "eval", SUSPEND.format(name=name, what="suspend"))
+    try:
+        errors = await client.publish(messages(30), 1.0)
+        assert len(errors) == 30
+
+        await until(lambda: client._publisher._channel is not None, "another channel")
+        assert await client.publish(messages(5, queue="other"), 20.0) == {}
+    finally:
+        await asyncio.to_thread(server.ctl, "-q", "eval", SUSPEND.format(name=name, what="resume"))
+        await bench.close()
