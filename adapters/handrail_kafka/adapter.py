@@ -26,6 +26,7 @@ from handrail.adapter import (
     Depth,
     Health,
     Lost,
+    Planned,
     QueueSpec,
     Role,
     Settlement,
@@ -47,6 +48,7 @@ from handrail_kafka.intake import Intake, Tag, counts_of
 from handrail_kafka.names import Names
 from handrail_kafka.options import Options, of_queue, parse
 from handrail_kafka.outbox import Outbox
+from handrail_kafka.plan import plan
 from handrail_kafka.producer import Producer
 from handrail_kafka.progress import MOST_COUNTS
 from handrail_kafka.reader import Part, Reader
@@ -179,6 +181,15 @@ class KafkaAdapter:
         for queue in queues:
             of_queue(self._options, queue.name, queue.options)
         await self._run(core.declare(list(queues)))
+
+    async def plan(self, queues: Sequence[QueueSpec]) -> list[Planned]:
+        for queue in queues:
+            of_queue(self._options, queue.name, queue.options)
+        try:
+            await self.open("client")
+            return await self._ask(lambda core: plan(core.cluster, self._names, self._options, queues))
+        finally:
+            await self.close()
 
     # --- messages -----------------------------------------------------------------------------------------------------
 

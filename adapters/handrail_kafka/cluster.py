@@ -207,6 +207,10 @@ class Cluster:
             await self.refresh()
         return topic in self.partitions
 
+    def copies(self, replication: int | None) -> int:
+        """On how many servers a topic lies where *replication* does not say."""
+        return replication or min(3, len(self._client._client.cluster.brokers()) or 1)
+
     async def create(
         self,
         topics: Mapping[str, int],
@@ -226,22 +230,9 @@ class Cluster:
             missing = {topic: count for topic, count in topics.items() if topic not in self.partitions}
             if not missing:
                 return []
-            servers = len(self._client._client.cluster.brokers()) or 1
-            copies = replication or min(3, servers)
-            config = {
-                "retention.ms": "3600000" if passing else "-1",
-                "retention.bytes": "-1",
-                "cleanup.policy": "delete",
-                "max.message.bytes": str(TOPIC_BATCH),
-                "min.insync.replicas": "2" if copies >= 3 else "1",
-            }
+            copies = self.copies(replication)
             wanted = [
-                NewTopic(
-                    topic,
-                    count,
-                    copies,
-                    topic_configs=config | ({"max.message.bytes": str(ROOMY_BATCH)} if topic in roomy else {}),
-                )
+                NewTopic(topic, count, copies, topic_configs=settings(copies, passing=passing, roomy=topic in roomy))
                 for topic, count in missing.items()
             ]
             response = await self._retrying(lambda: self._client.create_topics(wanted, timeout_ms=15_000))
@@ -421,3 +412,14 @@ class Cluster:
                         del left[tp]
         finally:
             await reader.stop()
+
+
+def settings(copies: int, *, passing: bool = False, roomy: bool = False) -> dict[str, str]:
+    """The settings of a topic that we make, by the number of servers it lies on; see :meth:`Cluster.create`."""
+    return {
+        "retention.ms": "3600000" if passing else "-1",
+        "retention.bytes": "-1",
+        "cleanup.policy": "delete",
+        "max.message.bytes": str(ROOMY_BATCH if roomy else TOPIC_BATCH),
+        "min.insync.replicas": "2" if copies >= 3 else "1",
+    }

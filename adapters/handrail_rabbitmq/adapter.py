@@ -21,6 +21,7 @@ from handrail.adapter import (
     Depth,
     Health,
     Lost,
+    Planned,
     QueueSpec,
     Role,
     Settlement,
@@ -37,7 +38,8 @@ from handrail_rabbitmq.deaths import Deaths
 from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link, Notice
 from handrail_rabbitmq.looking import Looking
 from handrail_rabbitmq.names import HEAD
-from handrail_rabbitmq.publishing import Item, Publisher
+from handrail_rabbitmq.planning import Planning
+from handrail_rabbitmq.publishing import Item, Publisher, RefusedError
 from handrail_rabbitmq.topology import Topology
 
 log = get_logger("handrail.rabbitmq")
@@ -54,6 +56,9 @@ LEVELS_EVERY = 30.0
 TELL = 0.3
 #: Seconds without a further answer after which all are taken to have answered, where their number is not known.
 MORE = 0.1
+#: Times that a full queue refuses a message that goes to its tail before that goes by the delays: a worker whose hands are full
+#: of them takes nothing, and the queue would stay full; and for how many seconds it goes.
+FULL, DETOUR = 4, 1.0
 #: Seconds before its time at which a delivery is put back: clocks of different machines differ by less.
 EARLY = 1.0
 
@@ -182,6 +187,22 @@ class RabbitMQAdapter:
             if self._topology.never and self._role == "worker":
                 await self._topology.tell_missing(queues)
 
+    async def plan(self, queues: Sequence[QueueSpec]) -> list[Planned]:
+        kept = self._place
+        # by the same means as where operators own the topology: whoever may make nothing makes nothing
+        self._place = msgspec.structs.replace(kept, declare="never")
+        try:
+            await self.open("client")
+            for spec in queues:
+                self._topology.check(spec)
+            self._topology.remember(queues)
+            await self._link.ready(self._place.connect_timeout)
+            planning = Planning(self._topology, self._publisher, self._looking, never=kept.declare == "never")
+            return await self._looked(planning.plan(queues))
+        finally:
+            self._place = kept
+            await self.close()
+
     # --- sending and settling -----------------------------------------------------------------------------------------
 
     async def publish(self, messages: Sequence[Message], timeout: float) -> dict[int, SendError]:
@@ -214,6 +235,9 @@ class RabbitMQAdapter:
             with contextlib.suppress(GoneError):  # gone means given back
                 await (intake.give_back_hidden(deliveries) if intake.cancelled else intake.give_back(deliveries))
         if moves:
+            for intake in touched:  # acknowledgements do not wait for what may have to wait
+                with contextlib.suppress(GoneError):
+                    intake.flush()
             acked += await self._moved(moves, refused)
         for intake in touched:
             await self._confirm(intake, acked)
@@ -243,9 +267,11 @@ class RabbitMQAdapter:
         """Wait until each is confirmed, and mark the originals; what was lost meanwhile is refused."""
         acked: list[tuple[str, str]] = []
         told = False
+        full = 0
         while moves:
             await asyncio.wait([fate for _one, _item, fate in moves], timeout=0.25)
             again: list[tuple[Settlement, Item, asyncio.Future[SendError | None]]] = []
+            failed: list[tuple[Settlement, SendError]] = []
             for one, item, fate in moves:
                 tag = one.delivery.tag
                 name = (tag.intake.full, one.delivery.message.id)
@@ -265,13 +291,22 @@ class RabbitMQAdapter:
                 elif tag.state == LOST:
                     refused.append(one)
                 else:
-                    self._check()
-                    if not told:
-                        told = True
-                        log.warning(
-                            "cannot move a message; trying again", queue=tag.intake.spec.name, reason=str(error)
-                        )
-                    await asyncio.sleep(AGAIN)
+                    failed.append((one, error))
+            if failed:
+                self._check()
+                if not told:
+                    told = True
+                    queue, reason = failed[0][0].delivery.tag.intake.spec.name, str(failed[0][1])
+                    log.warning("cannot move a message; trying again", queue=queue, reason=reason)
+                await asyncio.sleep(AGAIN)
+                full += 1
+                for one, error in failed:
+                    tag = one.delivery.tag
+                    if tag.state == LOST:
+                        refused.append(one)
+                        continue
+                    if full >= FULL and one.verb is Verb.MOVE and isinstance(error, RefusedError):
+                        _detour(one)
                     again.append((one, *self._move(one, tag.intake)))
             moves = again
         return acked
@@ -596,3 +631,9 @@ class RabbitMQAdapter:
             if intake.doubted:
                 return Health(up=False, detail=f"{self.place}: messages of {intake.spec.name!r} wait and none comes")
         return Health(up=True, detail=self.place)
+
+
+def _detour(one: Settlement) -> None:
+    """Let the same move go by the delays."""
+    assert one.message is not None
+    one.message = msgspec.structs.replace(one.message, due=max(one.message.due or 0.0, time.time() + DETOUR))

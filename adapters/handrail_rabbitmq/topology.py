@@ -82,12 +82,11 @@ class Topology:
     def refusal(self, error: GoneError) -> BrokerError:
         """What the server refused, and what to do."""
         text = str(error)
-        if found := _INEQUIVALENT.search(text):
-            name, queue = found["name"], found["queue"]
-            ours, theirs = _value(found["ours"]), _value(found["theirs"])
+        if (found := _INEQUIVALENT.search(text)) and (differs := difference(text)):
+            name, theirs, ours = differs
             return BrokerError(
-                f"{self.place.shown}: {found['kind']} {queue!r} exists with {name} {theirs}, but handrail asks for {ours}; "
-                "delete it, set queue_type to what it is, or take it as it is with `declare: never`"
+                f"{self.place.shown}: {found['kind']} {found['queue']!r} exists with {name} {theirs}, but handrail asks for "
+                f"{ours}; delete it, set queue_type to what it is, or take it as it is with `declare: never`"
             )
         if error.code == FORBIDDEN:
             return BrokerError(f"{self.place.shown}: {text}; grant it with rabbitmqctl set_permissions")
@@ -316,12 +315,7 @@ class Topology:
             raw.queue_declare,
             name,
             durable=True,
-            arguments={
-                **arguments("quorum"),
-                "x-message-ttl": hop.milliseconds,
-                "x-dead-letter-exchange": names.step(hop.power),
-                "x-dead-letter-strategy": "at-least-once",
-            },
+            arguments=delay_arguments(names, hop),
         )
         self._made.add(name)
 
@@ -363,6 +357,22 @@ def arguments(kind: str) -> dict[str, Any]:
     if kind == "classic":
         return {"x-queue-type": "classic"}
     return {"x-queue-type": "quorum", "x-overflow": "reject-publish", "x-delivery-limit": DELIVERY_LIMIT}
+
+
+def delay_arguments(names: Names, hop: Hop) -> dict[str, Any]:
+    """The arguments of the delay queue of *hop*."""
+    return {
+        **arguments("quorum"),
+        "x-message-ttl": hop.milliseconds,
+        "x-dead-letter-exchange": names.step(hop.power),
+        "x-dead-letter-strategy": "at-least-once",
+    }
+
+
+def difference(text: str) -> tuple[str, str, str] | None:
+    """The argument that the server says in *text* differs, its value there, and the one that was asked for."""
+    found = _INEQUIVALENT.search(text)
+    return (found["name"], _value(found["theirs"]), _value(found["ours"])) if found is not None else None
 
 
 def _value(text: str) -> str:

@@ -17,6 +17,7 @@ from handrail.adapter import (
     Depth,
     Health,
     Lost,
+    Planned,
     QueueSpec,
     Role,
     Settlement,
@@ -26,6 +27,7 @@ from handrail.adapter import (
 )
 from handrail.errors import BrokerError, SendError, SendTimeoutError
 from handrail.message import Message
+from handrail_sqlite import standing
 from handrail_sqlite import statements as sql
 from handrail_sqlite.commands import Ask, Intake, Publish, Settle
 from handrail_sqlite.place import Place, memory, parse
@@ -143,6 +145,11 @@ class SQLiteAdapter:
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
         await self._ask(lambda writer: writer.declare(queues), offline=True)
+
+    async def plan(self, queues: Sequence[QueueSpec]) -> list[Planned]:
+        if self._file is None:
+            return standing.of_memory(self._settings.prefix, queues)
+        return await asyncio.to_thread(standing.of_file, self._file, self._settings.prefix, queues)
 
     # --- messages -----------------------------------------------------------------------------------------------------
 

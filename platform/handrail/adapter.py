@@ -101,6 +101,21 @@ class Depth(msgspec.Struct, frozen=True):
     dead: int | None
 
 
+class Planned(msgspec.Struct, frozen=True):
+    """One thing that queues need on the broker, and how it stands there."""
+
+    #: What it is called on that broker: ``queue``, ``exchange``, ``topic``, ``file`` …
+    kind: str
+    name: str
+    #: ``there`` as wanted, or taken as it is · ``missing``: a start makes it, or cannot do without it where it may not ·
+    #: ``later``: made when a message first needs it · ``differs``: there with other settings, which a start refuses.
+    state: Literal["there", "missing", "later", "differs"]
+    #: With what settings it is made; empty where it is not ours to make.
+    settings: dict[str, str] = {}
+    #: One line: what differs, what for or when it is made.
+    detail: str = ""
+
+
 class Health(msgspec.Struct, frozen=True):
     """Whether messages flow. ``up`` means subscribed and progressing, not merely connected; true within 10 s."""
 
@@ -161,6 +176,12 @@ class Adapter(Protocol):
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
         """Make sure the queues exist as *queues* says. Idempotent; deletes nothing."""
+
+    async def plan(self, queues: Sequence[QueueSpec]) -> list[Planned]:
+        """What *queues* need on the broker and how it stands there. Makes nothing, not even what :meth:`open` would make.
+
+        Called on an adapter that is not open, and leaves it so: it connects by itself. Raises :class:`BrokerError`.
+        """
 
     async def publish(self, messages: Sequence[Message], timeout: float) -> dict[int, SendError]:
         """Store *messages*, in their order; returns when their fate is known, at the latest after *timeout* seconds.

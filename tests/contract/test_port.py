@@ -180,6 +180,20 @@ async def test_declaring_again_changes_nothing(port: Port) -> None:
         await inbox.settle(*ack(*await inbox.take(1)))
 
 
+async def test_a_plan_makes_nothing_and_tells_what_stands(port: Port) -> None:
+    """What a start would make is missing however often it is asked for, and there once it was declared."""
+    before = [await load(port.settings).plan([port.queue]) for _ in range(2)]
+    async with port.client():
+        after = await load(port.settings).plan([port.queue])
+
+    assert before[0] == before[1]
+    assert {one.state for one in before[0]} <= {"missing", "later"}
+    assert any(one.state == "missing" and one.name == port.settings.prefix + "work" for one in before[0])
+    if not port.settings.url.endswith(":memory:"):  # which is of one adapter, and gone with it
+        assert any(one.state == "there" and one.name == port.settings.prefix + "work" for one in after)
+        assert not [one for one in after if one.state in ("missing", "differs")]
+
+
 async def test_queues_do_not_mix(port: Port) -> None:
     """A subscription gets messages of its own queue alone."""
     other = QueueSpec(name="other", dead_letter="other.dead")

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from handrail import errors
-from handrail.cli import about, check, dead, exit_codes, invoke, jobs, new, queues, send
+from handrail.cli import about, check, dead, exit_codes, invoke, jobs, new, plan, queues, send
 from handrail.cli import run as running
 from handrail.cli.common import FailedError, UsageError, forget_stdout, nearest
 from handrail.cli.exit_codes import ExitCode
@@ -32,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     rich_markup_mode="rich",
 )
-for _module in (running, send, queues, dead, jobs, invoke, check, new, about):
+for _module in (running, send, queues, dead, jobs, invoke, check, plan, new, about):
     _module.register(app)
 
 
