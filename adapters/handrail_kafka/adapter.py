@@ -25,6 +25,7 @@ from handrail.adapter import (
     Delivery,
     Depth,
     Health,
+    Hold,
     Lost,
     Planned,
     QueueSpec,
@@ -93,6 +94,7 @@ class KafkaAdapter:
     forwards = True
     #: Of the class: what Kafka can do. Of an instance: what it can do with the partitions it is given.
     capabilities: Mapping[Capability, bool | str] = _CAPABILITIES
+    hold: Hold | None = None
 
     def __init__(self, settings: BrokerSettings) -> None:
         self.board: Path | None = None

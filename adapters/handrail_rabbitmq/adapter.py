@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import re
 import time
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from handrail import duration
 from handrail.adapter import (
     BrokerSettings,
     Capability,
@@ -20,6 +22,7 @@ from handrail.adapter import (
     Delivery,
     Depth,
     Health,
+    Hold,
     Lost,
     Planned,
     QueueSpec,
@@ -33,6 +36,7 @@ from handrail.errors import BrokerError, SendError
 from handrail.logger import get_logger
 from handrail.message import Message
 from handrail_rabbitmq import place
+from handrail_rabbitmq.aging import timed_out
 from handrail_rabbitmq.consuming import AGAIN, LOST, MOVING, OPEN, Finished, Intake
 from handrail_rabbitmq.deaths import Deaths
 from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link, Notice
@@ -40,13 +44,16 @@ from handrail_rabbitmq.looking import Looking
 from handrail_rabbitmq.names import HEAD
 from handrail_rabbitmq.planning import Planning
 from handrail_rabbitmq.publishing import Item, Publisher, RefusedError
-from handrail_rabbitmq.topology import Topology
+from handrail_rabbitmq.topology import PATIENCE, Topology
 
 log = get_logger("handrail.rabbitmq")
 
 T = TypeVar("T")
 
 _UNNAMED = re.compile(r"amq\.gen-[\w-]+")
+_MEND = (
+    "shorten `timeout:`, or raise consumer_timeout in rabbitmq.conf and say so with `consumer_timeout:` beside the URL"
+)
 
 #: Seconds between two looks whether messages flow, and for which some must have waited in vain until everything is rebuilt.
 WATCH_EVERY, STUCK_AFTER = 4.0, 30.0
@@ -97,6 +104,7 @@ class RabbitMQAdapter:
         self.board: Path | None = None
         self._settings = settings
         self._place = place.parse(settings)
+        self.hold = _hold(self._place.consumer_timeout)
         self._pid = os.getpid()
         self._open = False
         self._role: Role = "client"
@@ -196,7 +204,7 @@ class RabbitMQAdapter:
             for spec in queues:
                 self._topology.check(spec)
             self._topology.remember(queues)
-            await self._link.ready(self._place.connect_timeout)
+            await self._link.ready(PATIENCE)
             planning = Planning(self._topology, self._publisher, self._looking, never=kept.declare == "never")
             return await self._looked(planning.plan(queues))
         finally:
@@ -219,14 +227,18 @@ class RabbitMQAdapter:
         for one in settlements:
             delivery, verb = one.delivery, one.verb
             tag = delivery.tag
+            intake: Intake = tag.intake
             if tag.state != OPEN:
                 refused.append(one)
+                intake.ended(delivery)
                 continue
-            intake: Intake = tag.intake
             touched[intake] = None
             if verb is Verb.ACK or (verb is Verb.DEAD and self._topology.dead(intake.spec.name) is None):
                 intake.ack(delivery)
                 acked.append((intake.full, delivery.message.id))
+            elif one.message is None and tag.number in intake.crashed:
+                # its crashes are known here alone, so it goes back with them
+                moves.append((one, *self._move(one, intake)))
             elif one.message is None:
                 releases.setdefault(intake, []).append(delivery)
             else:
@@ -239,13 +251,15 @@ class RabbitMQAdapter:
                 with contextlib.suppress(GoneError):
                     intake.flush()
             acked += await self._moved(moves, refused)
+            # some may have been left behind on another channel meanwhile
+            touched |= dict.fromkeys(one.delivery.tag.intake for one, _item, _fate in moves)
         for intake in touched:
             await self._confirm(intake, acked)
         return refused
 
     def _move(self, one: Settlement, intake: Intake) -> tuple[Item, asyncio.Future[SendError | None]]:
         """Publish what is to stand on the server in place of the delivery."""
-        assert one.message is not None
+        message = one.message if one.message is not None else one.delivery.message
         one.delivery.tag.state = MOVING
         fate: asyncio.Future[SendError | None] = asyncio.get_running_loop().create_future()
 
@@ -255,9 +269,9 @@ class RabbitMQAdapter:
                 fate.set_result(error)
 
         if one.verb is Verb.DEAD:
-            item = Item(one.message, done, dead=self._topology.dead(intake.spec.name))
+            item = Item(message, done, dead=self._topology.dead(intake.spec.name))
         else:
-            item = Item(one.message, done, level=HEAD if one.verb is Verb.RELEASE else None)
+            item = Item(message, done, level=HEAD if one.verb is Verb.RELEASE else None)
         self._publisher.put(item)
         return item, fate
 
@@ -278,6 +292,7 @@ class RabbitMQAdapter:
                 if not fate.done():
                     if tag.state == LOST:
                         item.gone = True
+                        tag.intake.ended(one.delivery)
                         refused.append(one)
                     else:
                         again.append((one, item, fate))
@@ -289,6 +304,7 @@ class RabbitMQAdapter:
                         tag.intake.ack(one.delivery)
                         acked.append(name)
                 elif tag.state == LOST:
+                    tag.intake.ended(one.delivery)
                     refused.append(one)
                 else:
                     failed.append((one, error))
@@ -303,6 +319,7 @@ class RabbitMQAdapter:
                 for one, error in failed:
                     tag = one.delivery.tag
                     if tag.state == LOST:
+                        tag.intake.ended(one.delivery)
                         refused.append(one)
                         continue
                     if full >= FULL and one.verb is Verb.MOVE and isinstance(error, RefusedError):
@@ -407,6 +424,15 @@ class RabbitMQAdapter:
 
     def _gone(self, intake: Intake, channel: Channel) -> None:
         """The intake's channel closed; when the connection stands, it was the channel alone."""
+        if (limit := timed_out(channel)) is not None:
+            log.error(
+                "the server took back what was in hand for too long; it may run a second time",
+                queue=intake.spec.name,
+                limit=duration.text(limit),
+                mend=_MEND,
+            )
+            if self.hold is None or limit < self.hold.seconds:
+                self.hold = _hold(limit)
         if self._open and self._link.up and not intake.cancelled:
             if channel.code:  # otherwise we closed it, and have said why
                 log.warning(
@@ -464,7 +490,10 @@ class RabbitMQAdapter:
         last = 0.0
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self.watch_every)
+            hold = self.hold.seconds if self.hold is not None else math.inf
+            await asyncio.sleep(min(self.watch_every, hold / 8))
+            for intake in self._intakes:
+                intake.look_at_ages(hold / 2)
             for intake in list(self._intakes):
                 if self._link.up and await self._waited(intake) >= self.stuck_after:
                     log.warning("messages wait and none comes; connecting anew", queue=intake.spec.name)
@@ -520,7 +549,7 @@ class RabbitMQAdapter:
                 return
             full = method.routing_key.removesuffix("!")
             if isinstance(note, dict):  # a question
-                held = sum(len(intake.held) for intake in self._intakes if intake.full == full)
+                held = sum(len(intake.in_hand()) for intake in self._intakes if intake.full == full)
                 reply = msgspec.json.encode([note["ask"], held])
                 self._publisher.answer(properties.reply_to, reply)
                 return
@@ -534,7 +563,7 @@ class RabbitMQAdapter:
         """How many messages workers have in their hands; None when one of them does not say."""
         full = self._topology.full(queue)
         mine = [intake for intake in self._intakes if intake.full == full]
-        held = sum(len(intake.held) for intake in mine)
+        held = sum(len(intake.in_hand()) for intake in mine)
         others = consumers - sum(intake.consumes for intake in mine)
         # a classic queue forgets a consumer that was cancelled, whatever that one still holds
         blind = self._topology.never or self._topology.kind(queue) == "classic"
@@ -590,7 +619,7 @@ class RabbitMQAdapter:
         self._check()
         if state == "active":
             full = self._topology.full(queue)
-            held = [one.message for intake in self._intakes if intake.full == full for one in intake.held.values()]
+            held = [one.message for intake in self._intakes if intake.full == full for one in intake.in_hand()]
             return held[offset : offset + limit]
         return (await self._looked(self._looking.messages(queue, state, offset + limit)))[offset : offset + limit]
 
@@ -631,6 +660,10 @@ class RabbitMQAdapter:
             if intake.doubted:
                 return Health(up=False, detail=f"{self.place}: messages of {intake.spec.name!r} wait and none comes")
         return Health(up=True, detail=self.place)
+
+
+def _hold(seconds: float | None) -> Hold | None:
+    return Hold(seconds, _MEND) if seconds is not None else None
 
 
 def _detour(one: Settlement) -> None:

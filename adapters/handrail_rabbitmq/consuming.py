@@ -23,6 +23,7 @@ from handrail.adapter import Deliver, Delivery, Lost, QueueSpec
 from handrail.logger import get_logger
 from handrail.message import DEFAULT_PRIORITY, Message
 from handrail_rabbitmq import wire
+from handrail_rabbitmq.aging import Ages, Astray, timed_out
 from handrail_rabbitmq.frames import Take
 from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link
 from handrail_rabbitmq.names import HEAD, level_queue
@@ -104,7 +105,8 @@ class Intake:
         self._link = link
         self.spec = spec
         self.full = full
-        self.credit = credit
+        #: The most that may be held on the channel; what :meth:`set_credit` says, less what the rests hold.
+        self.credit = self._wanted = credit
         self._deliver = deliver
         self._lost = lost
         self._finished = finished
@@ -147,12 +149,30 @@ class Intake:
         self._rate = 0.0
         self._measured = self._loop.time()
         self._keep: set[Any] = set()
+        self._ages = Ages()
+        self._aged = False
+        #: What is so old that it stays behind on a channel of its own.
+        self._rests: list[Rest] = []
+        self._astray = Astray(self._loop.call_later, lost)
+        #: Messages whose crashes are known here and not on the server.
+        self.crashed: set[int] = set()
 
     # --- the port -----------------------------------------------------------------------------------------------------
 
     def set_credit(self, credit: int) -> None:
-        self.credit = credit
+        self._wanted = credit
+        self.recount()
+
+    def recount(self) -> None:
+        """The rests hold more or less than before."""
+        self.credit = (
+            max(0, self._wanted - sum(len(rest.held) for rest in self._rests)) if self._rests else self._wanted
+        )
         self._pump()
+
+    def in_hand(self) -> list[Delivery]:
+        """All that was delivered and is not settled."""
+        return [*(delivery for rest in self._rests for delivery in rest.held.values()), *self.held.values()]
 
     def pause(self) -> None:
         if not self.paused:
@@ -180,13 +200,15 @@ class Intake:
     async def begin(self, levels: set[Level]) -> None:
         """On a new connection, or after the channel closed: consume. Raises :class:`GoneError`."""
         self.levels |= levels
-        channel = await self._link.channel()
+        self._adopt(await self._link.channel())
+        self._forbidden = ""
+        self._kick()
+
+    def _adopt(self, channel: Channel) -> None:
         channel.on_close = lambda: self._gone(channel)
         channel.raw.add_on_cancel_callback(self._on_cancelled_by_server)
         self.channel = channel
         self.came = self._loop.time()
-        self._forbidden = ""
-        self._kick()
 
     async def settled_in(self) -> None:
         """Returns when the consumers are as they should be. Raises :class:`GoneError` when the user may not consume."""
@@ -212,14 +234,24 @@ class Intake:
         self._acked.clear()
         self._nacked.clear()
         self._consumers.clear()
+        self.crashed.clear()
+        self._ages.forget(self._loop.time())
         self._end_gathering()
         if lost:
-            self._lost(lost)
+            self._lose(lost, channel)
         self._on_gone(self, channel)
+
+    def _lose(self, lost: list[Delivery], channel: Channel) -> None:
+        if timed_out(channel) is not None and not self.cancelled:
+            self._astray.add(lost)
+        else:
+            self._lost(lost)
 
     async def end(self) -> None:
         """Give everything back, in order, and close the channel."""
         self.cancelled = True
+        for rest in self._rests:
+            await rest.end()
         self._kick()
         if self._worker is not None:
             # what is given back while a consumer stands would come to it again
@@ -265,7 +297,15 @@ class Intake:
                 self.ack(delivery)
                 self.flush()
                 return
-            message.crashes = max(message.crashes, self._crashes(self.spec.name, message.id))
+            if self._astray and (stray := self._astray.back(message.id)) is not None:
+                # it still runs here: what it held was taken back, and now it holds this
+                stray.tag = delivery.tag
+                self.held[number] = stray
+                return
+            crashes = self._crashes(self.spec.name, message.id)
+            if crashes > message.crashes:
+                message.crashes = crashes
+                self.crashed.add(number)
         if message.due is not None and self._undue(delivery):
             self.held[number] = delivery
             return
@@ -445,6 +485,8 @@ class Intake:
     def _wants_work(self) -> bool:
         if self.paused or self.cancelled:
             return bool(self._consumers)
+        if self._aged:
+            return True
         if self._give_back:
             return True
         if self.credit > len(self.held) and not self._gathering:
@@ -503,6 +545,10 @@ class Intake:
             if self.paused and not self.cancelled:
                 await self.give_back_hidden()
             return
+        if self._aged:
+            self._aged = False
+            await self._leave_behind(channel)
+            return
         if self._give_back:
             self._give_back = False
             # the worst are given back; a level whose consumer went on would only send them again
@@ -524,6 +570,58 @@ class Intake:
         missing = [level for level in self.levels if level not in self._consumers]
         if missing:
             await self._start(channel, missing)
+
+    def look_at_ages(self, limit: float) -> None:
+        """Let what may have been in hand for *limit* seconds stay behind, before it can harm what comes after it."""
+        if self.channel is not None and self._ages.look(self._outstanding, self._loop.time()) >= limit:
+            self._aged = True
+            self._kick()
+
+    async def _leave_behind(self, channel: Channel) -> None:
+        """Go on with a channel of its own for what comes from now on. Raises :class:`GoneError`."""
+        for one in list(self._consumers.values()):
+            await self._stop(channel, one)
+        while self._hidden or self._arrived:
+            self._hide(self._arrived)
+            self._arrived = []
+            await self.give_back_hidden()
+        self.flush()
+        fresh = await self._link.channel()
+        if self.channel is not channel:
+            fresh.close()
+            return
+        self.flush()
+        if self.held:
+            rest = Rest(self, channel)
+            rest.held, self.held = self.held, {}
+            rest._outstanding, self._outstanding = self._outstanding, deque()
+            rest._acked, self._acked = self._acked, set()
+            rest._nacked, self._nacked = self._nacked, set()
+            rest.crashed, self.crashed = self.crashed, set()
+            for delivery in rest.held.values():
+                delivery.tag.intake = rest
+            self._rests.append(rest)
+        else:
+            self._outstanding.clear()
+            self._acked.clear()
+            self._nacked.clear()
+            self.crashed.clear()
+            self.channel = None
+            channel.close()
+        self._ages.forget(self._loop.time())
+        self._adopt(fresh)
+        self.recount()
+
+    def rest_ended(self, rest: Rest) -> None:
+        """All that *rest* held is settled or lost."""
+        if rest in self._rests:
+            self._rests.remove(rest)
+        self.recount()
+
+    def ended(self, delivery: Delivery) -> None:
+        """What is no longer ours has its outcome: a handler that the message might come back to there is not any more."""
+        if self._astray:
+            self._astray.ended(delivery)
 
     async def _stop(self, channel: Channel, one: Consumer) -> None:
         self._consumers.pop(one.level, None)
@@ -609,6 +707,56 @@ class Intake:
             if found.message_count:
                 return self.credit > len(self.held)
         return False
+
+
+class Rest(Intake):
+    """What an intake left behind on a channel that takes no more: it is settled there, or taken back by the server."""
+
+    def __init__(self, parent: Intake, channel: Channel) -> None:
+        super().__init__(
+            parent._link,
+            parent.spec,
+            parent.full,
+            0,
+            parent._deliver,
+            parent._lost,
+            finished=parent._finished,
+            undue=parent._undue,
+            crashes=parent._crashes,
+            gone=parent._on_gone,
+        )
+        self._parent = parent
+        self.cancelled = True
+        self.channel = channel
+        channel.on_close = lambda: self._gone(channel)
+
+    def ack(self, delivery: Delivery) -> None:
+        super().ack(delivery)
+        self._less()
+
+    async def give_back(self, deliveries: list[Delivery]) -> None:
+        await super().give_back(deliveries)
+        self._less()
+
+    def _less(self) -> None:
+        self._parent.recount()
+        if not self.held:
+            # not at once, for the acknowledgements go by it yet
+            self._loop.call_later(AGAIN, self._close)
+
+    def _close(self) -> None:
+        self.flush()
+        channel, self.channel = self.channel, None
+        self._parent.rest_ended(self)
+        if channel is not None:
+            channel.close()
+
+    def ended(self, delivery: Delivery) -> None:
+        self._parent.ended(delivery)
+
+    def _lose(self, lost: list[Delivery], channel: Channel) -> None:
+        self._parent.rest_ended(self)
+        self._parent._lose(lost, channel)
 
 
 class Finished:

@@ -379,12 +379,15 @@ class Link:
     async def _ping(self) -> None:
         try:
             channel = await self.channel()
+            every = min(PING_EVERY, self.place.heartbeat / 2)
             while True:
-                await asyncio.sleep(PING_EVERY)
+                await asyncio.sleep(every)
+                began = self._loop.time()
                 asked = channel.begin(channel.raw.basic_qos, prefetch_count=1)
                 while not asked.done():
-                    await asyncio.wait([asked], timeout=1.0)
-                    if not self.blocked and self._loop.time() - self.heard > self.place.heartbeat:
+                    await asyncio.wait([asked], timeout=every / 2)
+                    # the loop itself may have been held up, so the last answer says nothing: count from the question
+                    if not (asked.done() or self.blocked) and self._loop.time() - began > self.place.heartbeat - every:
                         self.rebuild(f"the server has not answered for {self.place.heartbeat}s")
                         return
                 asked.result()

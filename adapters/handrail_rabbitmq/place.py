@@ -10,17 +10,32 @@ from urllib.parse import parse_qsl, quote, unquote
 import msgspec
 import pika
 
+from handrail import duration
 from handrail.adapter import BrokerSettings, masked
 from handrail.errors import BrokerError
 
 FORM = "use amqp://user:password@host:5672/vhost, with special characters percent-encoded"
 
 #: What may stand in the URL's query, or beside ``url:`` in queues.yaml.
-OPTIONS = ("ca", "cert", "key", "key_password", "server_name", "heartbeat", "queue_type", "declare", "connect_timeout")
+OPTIONS = (
+    "ca",
+    "cert",
+    "key",
+    "key_password",
+    "server_name",
+    "heartbeat",
+    "queue_type",
+    "declare",
+    "connect_timeout",
+    "consumer_timeout",
+)
 #: What may stand beside ``url:`` alone, as it is: the URL has a place of its own for each, percent-encoded.
 LITERAL = ("username", "password", "vhost")
 _TLS = ("ca", "cert", "key", "key_password", "server_name")
 _TEXTS = (*LITERAL, "key_password", "server_name")
+
+#: Seconds: a server's consumer timeout, unless somebody set another.
+CONSUMER_TIMEOUT = 1800.0
 
 Declare = Literal["missing", "never"]
 
@@ -48,6 +63,8 @@ class Place(msgspec.Struct, frozen=True):
     #: For queues that do not say: ``quorum`` or ``classic``.
     queue_type: str
     declare: Declare
+    #: Seconds after which the server takes back what was not acknowledged; None: never. AMQP has no way to ask.
+    consumer_timeout: float | None
 
     def __repr__(self) -> str:
         return f"<Place {self.shown}>"
@@ -143,6 +160,7 @@ def parse(settings: BrokerSettings) -> Place:
         connect_timeout=_number(options, "connect_timeout", 10, where),
         queue_type=queue_type,
         declare=declare,
+        consumer_timeout=_consumer_timeout(options, where),
     )
 
 
@@ -190,3 +208,18 @@ def _number(options: dict[str, Any], name: str, default: float, where: str) -> f
     if not 1 <= number <= 3600:
         raise BrokerError(f"{where}: {name} must be a number of seconds from 1 to 3600, not {value!r}")
     return number
+
+
+def _consumer_timeout(options: dict[str, Any], where: str) -> float | None:
+    value = options.get("consumer_timeout", CONSUMER_TIMEOUT)
+    if value in ("none", False):
+        return None
+    try:
+        seconds = duration.seconds(float(value) if str(value).isdigit() else value)
+    except ValueError as error:
+        raise BrokerError(f"{where}: consumer_timeout: {error}, or none") from None
+    if seconds < 1:
+        raise BrokerError(
+            f"{where}: consumer_timeout must be at least 1s, as the server has it, or none; not {value!r}"
+        )
+    return seconds

@@ -16,6 +16,7 @@ from handrail.adapter import (
     Delivery,
     Depth,
     Health,
+    Hold,
     Lost,
     Planned,
     QueueSpec,
@@ -77,6 +78,7 @@ class SQLiteAdapter:
     name = "sqlite"
     forwards = False
     capabilities: Mapping[Capability, bool | str] = _CAPABILITIES
+    hold: Hold | None = None
 
     def __init__(self, settings: BrokerSettings) -> None:
         if settings.options:

@@ -101,6 +101,14 @@ class Depth(msgspec.Struct, frozen=True):
     dead: int | None
 
 
+class Hold(msgspec.Struct, frozen=True):
+    """For how long a broker leaves a delivery in a worker's hands before it gives the message out again."""
+
+    seconds: float
+    #: One line: whose setting it is, and what to do about a handler that takes longer.
+    mend: str
+
+
 class Planned(msgspec.Struct, frozen=True):
     """One thing that queues need on the broker, and how it stands there."""
 
@@ -156,6 +164,8 @@ class Adapter(Protocol):
     forwards: bool
     #: For each :class:`Capability`: True, or one line that states the limit.
     capabilities: Mapping[Capability, bool | str]
+    #: None: a delivery may be in hand for as long as its worker lives. Workers warn at start of handlers that may take longer.
+    hold: Hold | None
 
     def __init__(self, settings: BrokerSettings) -> None:
         """Check *settings* without I/O; raises :class:`BrokerError` for a URL or option that cannot work."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from handrail import adapter as port
+from handrail import duration
 from handrail.adapter import Adapter, Role
 from handrail.board import Board
 from handrail.config import describe_changes
@@ -142,6 +143,7 @@ class Worker:
             )
             generation = await dispatcher.load(settings, names)
             await dispatcher.switch(generation)
+            self._warn_of_holds(names)
             if self._stopped:
                 raise StartError("the worker was stopped while it started")
         except BaseException:
@@ -250,7 +252,29 @@ class Worker:
                     self.settings = before
                     await dispatcher.fleet.discard(generation)
                 return report("", [str(error)])
+            if changes:
+                self._warn_of_holds(names)
             return report(_in_flight(running), [])
+
+    def _warn_of_holds(self, names: list[str]) -> None:
+        """Say which handlers may take longer than their broker leaves a message with them."""
+        for broker in dict.fromkeys(self.settings.queues[name].broker for name in names):
+            hold = self.adapter(broker).hold
+            if hold is None:
+                continue
+            found = [self.settings.queues[name] for name in names if self.settings.queues[name].broker == broker]
+            too_long = [
+                f"{queue.name} ({'none' if queue.timeout is None else duration.text(queue.timeout)})"
+                for queue in found
+                if queue.timeout is None or queue.timeout > hold.seconds
+            ]
+            if too_long:
+                log.warning(
+                    "a timeout is longer than the broker leaves a message in hand: then it gives it out again",
+                    queues=", ".join(too_long),
+                    limit=duration.text(hold.seconds),
+                    mend=hold.mend,
+                )
 
     def pause(self) -> None:
         """Start nothing new until :meth:`resume`; what runs goes on."""

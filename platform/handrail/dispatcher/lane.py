@@ -166,7 +166,8 @@ class Lane:
             self._measure()
         if self.sequences is not None:
             return []  # given back from the middle of a sequence, it would come again out of its turn
-        kept = self.capacity + int(self._rate * HOARD)
+        # all slots may be taken for hours: others may be idle, and a broker may take back what is in hand for too long
+        kept = max(0, self.capacity - self.running) + int(self._rate * HOARD)
         given_back = [self.buffer.pop() for _ in range(len(self.buffer) - kept)]
         given_back.reverse()
         return given_back
