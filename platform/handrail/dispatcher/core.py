@@ -204,6 +204,8 @@ class Dispatcher:
         for delivery in batch:
             message = delivery.message
             if message.crashes and not lane.isolated:
+                if not lane.suspects:
+                    lane.suspects_since = time.monotonic()
                 lane.suspects.append(delivery)
                 continue
             if message.send and not lane.claiming and self._ledger is not None:
@@ -671,7 +673,10 @@ class Dispatcher:
         else:
             self._sure_until = time.monotonic() + STOOD_STILL
         for lane in self.lanes.values():
-            for delivery in lane.relax():
+            hold = self._adapter(lane.queue.broker).hold
+            # those that wait behind a suspect may wait for hours, and come again with a new term
+            patience = hold.seconds / 4 if hold is not None else None
+            for delivery in lane.relax(paused=self.paused, patience=patience):
                 self._judge(lane, delivery, verdict.UNSTARTED)
         self._check_silent()
 

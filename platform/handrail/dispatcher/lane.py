@@ -45,6 +45,7 @@ class Lane:
         "settler",
         "subscription",
         "suspects",
+        "suspects_since",
         "unclaimed",
         "window",
     )
@@ -63,6 +64,8 @@ class Lane:
         self.claiming = False
         #: Ran when their process died: they run alone, in a host of their own.
         self.suspects: deque[Delivery] = deque()
+        #: Monotonic time since which there are some.
+        self.suspects_since = 0.0
         #: Slots taken.
         self.running = 0
         self.queue = queue
@@ -160,15 +163,20 @@ class Lane:
         # fall at once, rise half way: hoarding is worse than a short wait
         self._set_rate(rate if rate < self._rate else (self._rate + rate) / 2)
 
-    def relax(self) -> list[Delivery]:
-        """Look at the rate though nothing may have ended for long; what now waits in vain is taken out and returned."""
+    def relax(self, *, paused: bool = False, patience: float | None = None) -> list[Delivery]:
+        """Look at the rate though nothing may have ended for long; what now waits in vain is taken out and returned.
+
+        *paused*: nothing is started now. *patience*: seconds for which suspects may wait for their turn, None: for ever.
+        """
         if time.monotonic() - self._measured >= HOARD:
             self._measure()
         if self.sequences is not None:
             return []  # given back from the middle of a sequence, it would come again out of its turn
         # all slots may be taken for hours: others may be idle, and a broker may take back what is in hand for too long
-        kept = max(0, self.capacity - self.running) + int(self._rate * HOARD)
+        kept = 0 if paused else max(0, self.capacity - self.running) + int(self._rate * HOARD)
         given_back = [self.buffer.pop() for _ in range(len(self.buffer) - kept)]
+        if self.suspects and patience is not None and time.monotonic() - self.suspects_since > patience:
+            given_back += [self.suspects.pop() for _ in range(len(self.suspects))]
         given_back.reverse()
         return given_back
 

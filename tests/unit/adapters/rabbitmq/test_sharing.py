@@ -1,0 +1,103 @@
+"""Workers that come, go and share: restarts and reloads count nothing against a message, and nobody hoards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# what these tests share is a module of its own, and importmode=importlib puts no folder of tests on the path
+sys.path.insert(0, str(Path(__file__).parent))
+
+from rabbitmq_support import Project
+
+from handrail.outcome import Outcome
+
+PLATFORM = Path(sys.executable).with_name("platform")
+
+
+@contextmanager
+def processes(project: Project, count: int) -> Iterator[None]:
+    """So many `platform work` of the project, all ready."""
+    log = project.root / "workers.log"
+    with log.open("wb") as out:
+        started = [
+            subprocess.Popen([PLATFORM, "work"], cwd=project.root, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+            for _ in range(count)
+        ]
+        try:
+            project.until(
+                lambda: log.read_text().count('"event":"ready"') >= count, f"{count} workers, not {log.read_text()}"
+            )
+            yield
+            for process in started:
+                process.terminate()
+            assert [process.wait(30) for process in started] == [0] * count
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+
+
+def test_four_processes_share_a_queue_and_none_hoards(project: Project) -> None:
+    """Workers that were fast a moment ago leave slow messages to those that are free: each runs its share, and once."""
+    project.handler(
+        """
+        import os
+        import time
+
+        def handler(message):
+            if message["slow"]:
+                note("slow", message["n"], os.getppid())
+                time.sleep(0.5)
+        """
+    )
+    project.queues({"work": {"handler": "work", "concurrency": 1}})
+    with processes(project, 4):
+        project.send_bulk("work", [{"slow": False, "n": n} for n in range(2000)])
+        project.until(lambda: project.depth().ready == 0, "the fast ones")
+        project.send_bulk("work", [{"slow": True, "n": n} for n in range(40)])
+        notes = project.noted("slow", 40)
+        project.until(lambda: project.depth().active == 0, "the last ones")
+
+    assert sorted(note.facts[0] for note in notes) == list(range(40))
+    shares = Counter(note.pid for note in notes)
+    assert len(shares) == 4, json.dumps(shares)
+    assert min(shares.values()) >= 6, json.dumps(shares)
+
+
+def test_restarts_over_fetched_messages_count_nothing(server: Any, project: Project) -> None:
+    """Twenty drains and reloads while messages are fetched and not started: no start is counted, none dies, all run."""
+    project.handler(
+        """
+        async def handler(message, callback):
+            note("began", message)
+            await agate("go")
+            callback()
+        """
+    )
+    project.queues({"work": {"handler": "work", "concurrency": 2, "max_starts": 60}})
+    project.start().stop()  # so that the queue is there
+    project.send_bulk("work", list(range(40)))
+    for turn in range(20):
+        running = project.start()
+        project.until(lambda: len(project.notes("began")) >= 2, "two to run")
+        running.pause()
+        running.resume()
+        if turn % 5 == 0:
+            running.worker.dispatcher.lanes["work"].subscription.set_credit(40)  # type: ignore[union-attr]
+            project.until(lambda: project.depth().active == 40, "the rest to be fetched")
+            assert running.reload().problems == []
+        assert running.stop(drain=0.0) == 2
+    waiting = project.peek(limit=100)
+    assert sum(one.starts == 0 for one in waiting) >= 36
+    assert len(waiting) == 40
+    project.open("go")
+    project.start()
+    project.wait(Outcome.COMPLETED, count=40)
+    assert project.depth().dead == 0
