@@ -723,6 +723,7 @@ class Rest(Intake):
             finished=parent._finished,
             undue=parent._undue,
             crashes=parent._crashes,
+            completed=parent._completed,
             gone=parent._on_gone,
         )
         self._parent = parent

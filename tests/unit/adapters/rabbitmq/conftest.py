@@ -13,9 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from rabbitmq_support import Bench, Project
-from real_servers import RabbitMQ
 
 from handrail.adapter import BrokerSettings
+from real_servers import RabbitMQ
 
 
 @pytest.fixture

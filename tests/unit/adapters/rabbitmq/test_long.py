@@ -159,7 +159,7 @@ def test_a_server_without_patience_is_warned_of_no_more(server: Any, project: Pr
     project.handler("def handler(message): pass")
     project.queues(
         {"endless": {"handler": "work", "timeout": "none"}},
-        brokers={"default": {"url": server.url(server.load()), "consumer_timeout": "none"}},
+        brokers={"default": {"url": server.url, "consumer_timeout": "none"}},
     )
     project.start()
 
@@ -181,7 +181,7 @@ def test_a_handler_that_blocks_costs_no_heartbeat(server: Any, project: Project)
             callback()
         """
     )
-    url = server.url(server.load())
+    url = server.url
     project.queues({"work": "work"}, brokers={"default": {"url": url, "heartbeat": 1}})
     running = project.start()
     project.send("work", 1)

@@ -90,8 +90,10 @@ def test_restarts_over_fetched_messages_count_nothing(server: Any, project: Proj
         running.pause()
         running.resume()
         if turn % 5 == 0:
-            running.worker.dispatcher.lanes["work"].subscription.set_credit(40)  # type: ignore[union-attr]
-            project.until(lambda: project.depth().active == 40, "the rest to be fetched")
+            held = running.worker.dispatcher.lanes["work"].subscription
+            project.call(lambda held=held: held.set_credit(40))  # type: ignore[misc]
+            # they go back within seconds, for nobody here has time for them, and come again
+            project.until(lambda held=held: len(held.in_hand()) == 40, "the rest to be fetched")  # type: ignore[misc]
             assert running.reload().problems == []
         assert running.stop(drain=0.0) == 2
     waiting = project.peek(limit=100)
