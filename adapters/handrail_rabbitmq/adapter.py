@@ -322,7 +322,8 @@ class RabbitMQAdapter:
                         tag.intake.ended(one.delivery)
                         refused.append(one)
                         continue
-                    if full >= FULL and one.verb is Verb.MOVE and isinstance(error, RefusedError):
+                    detour = full >= FULL and not self._topology.never  # where the delays may be missing there is none
+                    if detour and one.verb is Verb.MOVE and isinstance(error, RefusedError):
                         _detour(one)
                     again.append((one, *self._move(one, tag.intake)))
             moves = again
