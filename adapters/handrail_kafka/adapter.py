@@ -136,7 +136,7 @@ class KafkaAdapter:
         self._pid = os.getpid()
         self._asks = Asks()
         try:
-            deaths = Deaths(self.board if role == "worker" else None)
+            deaths = Deaths(self.board if role == "worker" else None, self._settings.name)
             self._core = _Core(self._options, self._names, self.place, role, deaths)
             await self._run(self._core.open())
         except BaseException:
@@ -308,7 +308,7 @@ class _Core:
         await self.cluster.connect()
         await self.cluster.refresh()
         if self._role != "client":
-            await self._bury()
+            self.spawn(self._bury())
             self.forwarder.start()
             self.control.look()
 
@@ -355,7 +355,10 @@ class _Core:
     async def _bury(self) -> None:
         """Tell the groups of workers of this machine that died, rather than have them wait for `session_timeout`."""
         for group, member in self._deaths.orphans():
-            await self.cluster.leave(group, member)
+            try:
+                await self.cluster.leave(group, member)
+            except (errors.KafkaError, OSError, TimeoutError) as error:  # then the group has to find out by itself
+                log.debug("a group was not told of a death", group=group, error=repr(error))
 
     async def _look_now(self) -> None:
         for intake in list(self.intakes.values()):

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 
@@ -19,7 +20,6 @@ from handrail.board import running_at, sendings_completed_at
 
 #: Seconds for which a dead worker's board is kept: its partitions may be taken over as late as somebody serves the queue.
 KEPT = 86_400.0
-_SUFFIX = ".kafka"
 
 
 class Left(msgspec.Struct):
@@ -37,10 +37,12 @@ class Left(msgspec.Struct):
 class Deaths:
     """This worker's own sign of life, and a look at others'."""
 
-    def __init__(self, board: Path | None) -> None:
+    def __init__(self, board: Path | None, broker: str) -> None:
+        # a worker has one board, and may have several Kafkas
+        self._suffix = f".{quote(broker, safe='')}.kafka"
         self.board = "" if board is None else str(board.absolute())
         self._members: dict[str, str] = {}
-        self._lifeline = None if board is None else lifeline.Lifeline(_lock(self.board))
+        self._lifeline = None if board is None else lifeline.Lifeline(self._lock(self.board))
 
     def member(self, group: str, name: str) -> None:
         """This worker is in *group* as *name* from now on; with an empty name, no longer."""
@@ -59,8 +61,10 @@ class Deaths:
         """Group and name of each membership of a worker that is dead, once."""
         if not self.board:
             return
-        for file in Path(self.board).parent.glob(f"*{_SUFFIX}"):
-            board = str(file)[: -len(_SUFFIX)]
+        for file in Path(self.board).parent.iterdir():
+            if not file.name.endswith(self._suffix):
+                continue
+            board = str(file)[: -len(self._suffix)]
             fd = lifeline.dead(file)
             if fd is None:
                 continue
@@ -79,10 +83,9 @@ class Deaths:
                 os.close(fd)
             yield from members.items()
 
-    @staticmethod
-    def left(board: str, queue: str, below: int) -> Left | None:
+    def left(self, board: str, queue: str, below: int) -> Left | None:
         """What the worker of *board* left of *queue* when it died; None while it lives, or when it left nothing."""
-        fd = lifeline.dead(_lock(board))
+        fd = lifeline.dead(self._lock(board))
         if fd is None:
             return None
         os.close(fd)
@@ -91,6 +94,5 @@ class Deaths:
         completed = {(message_id, send) for name, message_id, send in sendings_completed_at(path) if name == queue}
         return Left(board, below, running, completed) if running or completed else None
 
-
-def _lock(board: str) -> Path:
-    return Path(board + _SUFFIX)
+    def _lock(self, board: str) -> Path:
+        return Path(board + self._suffix)
