@@ -516,11 +516,19 @@ class _Core:
         marked: list[tuple[Settlement, Part, int]] = []
         moves: list[Settlement] = []
         kept: list[Part] = []
+        acked: dict[Part, list[Settlement]] = {}
         intakes: dict[Intake, int] = {}
         for one in settlements:
             tag: Tag = one.delivery.tag
-            if not tag.alive or tag.part.lost:
+            part = tag.part
+            if not tag.alive or part.lost:
                 refused.append(one)
+                continue
+            if one.verb is Verb.ACK:
+                tag.alive = False
+                if (ones := acked.get(part)) is None:
+                    ones = acked[part] = []
+                ones.append(one)
                 continue
             intake = tag.level.intake
             if one.verb is Verb.HOLD:
@@ -528,22 +536,26 @@ class _Core:
                 continue
             tag.alive = False
             if one.verb is Verb.RELEASE and one.message is None:
-                del tag.part.held[tag.offset]
-                tag.level.intake.put_back(tag)
+                del part.held[tag.offset]
+                intake.put_back(tag)
                 intakes[intake] = intakes.get(intake, 0) + 1
             elif one.verb is Verb.RELEASE and self._keep(one):
-                kept.append(tag.part)
+                kept.append(part)
                 intakes[intake] = intakes.get(intake, 0) + 1
-            elif one.verb is Verb.ACK or (one.verb is Verb.DEAD and intake.spec.dead_letter is None):
+            elif one.verb is Verb.DEAD and intake.spec.dead_letter is None:
                 self._mark(one, marked, intakes)
             else:
                 moves.append(one)
+        acks = [self._acknowledge(part, ones, intakes) for part, ones in acked.items()]
         self._free(intakes)
         if moves:
-            intakes = {}
-            await self._move(moves, marked, refused, intakes)
-            self._free(intakes)
-        readers = {part.reader for _one, part, _marks in marked} | {part.reader for part in kept}
+            for part in acked:  # their commit need not wait for what moves
+                part.reader.touched()
+            moved: dict[Intake, int] = {}
+            await self._move(moves, marked, refused, moved)
+            self._free(moved)
+            intakes |= moved
+        readers = {part.reader for _one, part, _marks in marked} | {part.reader for part in (*kept, *acked)}
         for reader in readers:
             reader.touched()
         for reader in readers:
@@ -551,6 +563,9 @@ class _Core:
         for one, part, marks in marked:
             if part.committed < marks:
                 refused.append(one)
+        for part, ones, marks in acks:
+            if part.committed < marks:
+                refused += ones
         for intake in intakes:
             if not intake.attached:
                 await self._maybe_leave(intake)
@@ -586,6 +601,15 @@ class _Core:
         part.marks += 1
         part.dirty = True
         marked.append((one, part, part.marks))
+
+    @staticmethod
+    def _acknowledge(
+        part: Part, ones: list[Settlement], intakes: dict[Intake, int]
+    ) -> tuple[Part, list[Settlement], int]:
+        """Mark *ones*, all of *part*, at once."""
+        intake = ones[0].delivery.tag.level.intake
+        intakes[intake] = intakes.get(intake, 0) + part.finish_held([one.delivery.tag.offset for one in ones])
+        return part, ones, part.marks
 
     @staticmethod
     def _mark(one: Settlement, marked: list[tuple[Settlement, Part, int]], intakes: dict[Intake, int]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable
@@ -89,7 +90,7 @@ class Level:
     def take(self, part: Part, records: list[ConsumerRecord]) -> None:
         self.waiting += len(records)
         if self.rank == DEFAULT_PRIORITY:
-            self._lane(DEFAULT_PRIORITY).extend((part, record) for record in records)
+            self._lane(DEFAULT_PRIORITY).extend(zip(itertools.repeat(part), records, strict=False))
         else:
             for record in records:
                 self._lane(wire.priority_of(record)).append((part, record))

@@ -275,6 +275,28 @@ class Tracker:
         self._forget_claims()
         return wanted
 
+    def receive_run(self, first: int, last: int, count: int) -> bool:
+        """As :meth:`receive` for the *count* ascending offsets from *first* to *last*, if that is plain: False if not.
+
+        Plain is what comes next, without a gap, and with nothing of it known to be finished.
+        """
+        if first != self.position or last - first != count - 1 or self._claims:
+            return False
+        self._flags += bytes(count)
+        self.position = self._claims_at = last + 1
+        return True
+
+    def finish_all(self, offsets: Iterable[int]) -> None:
+        """As :meth:`finish` for each."""
+        base, flags = self._base, self._flags
+        end = len(flags)
+        for offset in offsets:
+            at = offset - base
+            if 0 <= at < end:
+                flags[at] = 1
+            else:
+                self.finish(offset)
+
     def finish(self, offset: int) -> None:
         """*offset* is finished. Received or not."""
         at = offset - self._base

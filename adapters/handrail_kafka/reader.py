@@ -94,6 +94,20 @@ class Part:
         self.marks += 1
         self.dirty = True
 
+    def finish_held(self, offsets: Sequence[int]) -> int:
+        """As :meth:`finish` for each, and no longer in hand; returns how many were."""
+        held = self.held
+        before = len(held)
+        for offset in offsets:
+            held.pop(offset, None)
+        self.tracker.finish_all(offsets)
+        if self.counts:
+            for offset in offsets:
+                self.counts.pop(offset, None)
+        self.marks += len(offsets)
+        self.dirty = True
+        return before - len(held)
+
     def boards(self) -> tuple[tuple[int, str], ...]:
         """The boards of the dead whose messages are not all done: who has this after us may need them too."""
         watermark = self.tracker.watermark
@@ -311,8 +325,10 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 part = self.parts.get(tp)
                 if part is not None and not part.lost and records:
                     part.moved_at = time.monotonic()
-                    wanted = part.tracker.receive([record.offset for record in records])
-                    fresh = [record for record, is_wanted in zip(records, wanted, strict=True) if is_wanted]
+                    fresh = records
+                    if not part.tracker.receive_run(records[0].offset, records[-1].offset, len(records)):
+                        wanted = part.tracker.receive([record.offset for record in records])
+                        fresh = [record for record, is_wanted in zip(records, wanted, strict=True) if is_wanted]
                     if len(fresh) < len(records):
                         part.dirty = True
                         self._dirty.set()

@@ -161,3 +161,25 @@ def test_any_order_of_finishing_ends_at_the_position() -> None:
             found = {watermark + at for at, flag in enumerate(tracker.beyond()) if flag}
             assert found == {at for at in model if at > watermark}
     assert tracker.watermark == 50 + SAFE_SPAN
+
+
+def test_batches_count_as_one_by_one() -> None:
+    """Received and finished in batches, with gaps and offsets that came before, the state is that of single steps."""
+    chance = random.Random(11)
+    for beyond in (b"", b"\x00\x01\x01"):
+        one, many = Tracker(5, beyond), Tracker(5, beyond)
+        plain = 0
+        for _ in range(300):
+            first = max(0, one.position + chance.choice((0, 0, 0, 2, -3)))
+            offsets = [at for at in range(first, first + chance.randint(1, 20)) if chance.random() < 0.98] or [first]
+            if many.receive_run(offsets[0], offsets[-1], len(offsets)):
+                plain += 1
+                assert one.receive(offsets) == [True] * len(offsets)
+            else:
+                assert one.receive(offsets) == many.receive(offsets)
+            done = [chance.randint(max(0, one.watermark - 5), one.position + 3) for _ in range(15)]
+            for offset in done:
+                one.finish(offset)
+            many.finish_all(done)
+            assert (one.watermark, one.position, one.beyond()) == (many.watermark, many.position, many.beyond())
+        assert plain > 30
