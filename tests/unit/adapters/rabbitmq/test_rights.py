@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+import time
 import urllib.parse
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import structlog
 
@@ -19,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from rabbitmq_support import Bench, Inbox, messages, until
 
+from handrail.adapter import Settlement, Verb
 from handrail.errors import BrokerError, SendError
 from real_servers import RabbitMQ
 
@@ -160,5 +163,32 @@ async def test_a_right_withdrawn_is_told_and_granted_again_goes_on(server: Rabbi
         [refusal] = [line for line in logs if line["log_level"] == "error"]
         assert refusal["event"] == "cannot subscribe"
         assert "grant it with" in refusal["reason"]
+    finally:
+        await bench.close()
+
+
+async def test_the_rights_of_the_documentation_are_enough(server: RabbitMQ, user: Any, tmp_path: Path) -> None:
+    """On the names with the prefix, `amq.gen…` and, to write, `amq.default`: priorities, delays and dead letters all work."""
+    bench = Bench(server.url, tmp_path)
+    own = rf"{bench.settings.prefix}.*|amq\.gen.*"
+    bench.settings = msgspec.structs.replace(
+        bench.settings, url=user(f"^({own})$", rf"^({own}|amq\.default)$", f"^({own})$")
+    )
+    try:
+        worker = await bench.open()
+        inbox = await Inbox(worker).begin(bench.queue)
+        assert await worker.publish(messages(1, priority=9) + messages(1, due=time.time() + 0.1), 10.0) == {}
+        await until(lambda: len(inbox.got) == 2, "both")
+        buried, interrupted = inbox.got
+        verdicts = [
+            Settlement(buried, Verb.DEAD, buried.message),
+            Settlement(interrupted, Verb.RELEASE, interrupted.message),
+        ]
+
+        assert await worker.settle(verdicts) == []
+
+        await until(lambda: len(inbox.got) == 3, "the interrupted one")
+        assert len(await worker.peek("work", "dead", 10)) == 1
+        assert worker.health().up
     finally:
         await bench.close()
