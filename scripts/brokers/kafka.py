@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from server import CACHE, Server, UnavailableError, install, locked, main
 POM = Path(__file__).with_name("kafka.pom.xml")
 #: The server's programs, the same for every checkout and server.
 JARS = CACHE / "kafka-4.3.1"
+#: The oldest Java that runs it, and the package that brings one.
+JAVA, JRE = 17, "openjdk-17-jre-headless"
 #: What clients of the SASL listener give.
 USER, PASSWORD = "handrail", "on-loopback-only"
 
@@ -62,6 +65,13 @@ LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
 """
 
 
+def java_version() -> int:
+    """The version of the ``java`` that would run: 17, say; 0 when it does not tell."""
+    said = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
+    found = re.search(r'version "(?:1\.)?(\d+)', said)
+    return int(found[1]) if found else 0
+
+
 class Kafka(Server):
     """A cluster of one."""
 
@@ -75,10 +85,14 @@ class Kafka(Server):
 
     def obtain(self) -> None:
         with locked(CACHE / "kafka.lock"):
+            self._need("java", JRE)
+            if (version := java_version()) < JAVA:
+                raise UnavailableError(
+                    f"java is version {version}, and Kafka 4 needs {JAVA} or newer (Debian, Ubuntu: apt-get install {JRE})"
+                )
             if (JARS / "complete").exists():
-                self._need(("java", "openjdk-17-jre-headless"))
                 return
-            self._need(("java", "openjdk-17-jre-headless"), ("mvn", "maven"))
+            self._need("mvn", "maven")
             shutil.rmtree(JARS, ignore_errors=True)
             done = subprocess.run(
                 ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={JARS}"],
@@ -94,9 +108,9 @@ class Kafka(Server):
             (JARS / "complete").touch()
 
     @staticmethod
-    def _need(*programs: tuple[str, str]) -> None:
-        if missing := [package for program, package in programs if shutil.which(program) is None]:
-            install(*missing)
+    def _need(program: str, package: str) -> None:
+        if shutil.which(program) is None:
+            install(package)
 
     def java(self, *arguments: str, heap: str = "128m") -> list[str]:
         """The command that runs a class of the server's jars with *arguments*."""
