@@ -193,9 +193,11 @@ class _Bench:
                         samples.append((rows[-1][0], worker.usage()))
                     return bool(rows) and rows[-1][0] >= size
 
-                worker.until(sample, "handled all", every=0.25)
+                worker.until(sample, "handled all", every=0.05)
                 rows = worker.rows()
         early = [sample for sample in samples if size // 100 <= sample[0] <= size // 10]
+        if len({count for count, _ in early}) < 2:
+            early = samples  # the first tenth was over before it was looked at twice
         (first, before), (last, after) = early[0], early[-1]
         # once a tenth is done, every buffer has been as full as it gets
         later = [used.memory for count, used in samples if count >= size // 10]
