@@ -170,6 +170,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._rebalancing = True
         self._generation = -1
         self._tasks: list[asyncio.Task[None]] = []
+        self._minding: set[asyncio.Task[None]] = set()
         self._rebuild = ""
         self._held_at = math.inf
         #: When the commit that is under way, or is tried again, was begun.
@@ -305,6 +306,21 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 await consumer.stop()
             raise
         self._consumer = consumer
+        minding = asyncio.get_running_loop().create_task(self._mind(consumer))
+        self._minding.add(minding)
+        minding.add_done_callback(self._minding.discard)
+
+    async def _mind(self, consumer: Any) -> None:
+        """End the waits within *consumer* when its part in the group has ended by a fault: they have no end of their own.
+
+        A subscription that changes in the midst of a join can be such a fault.
+        """
+        await asyncio.wait([consumer._coordinator._coordination_task])
+        while self._consumer is consumer and not self._closing:
+            self._rebuild = self._rebuild or "the membership in the consumer group ended by itself; connecting anew"
+            consumer._subscription.abort_waiters(errors.KafkaError(self._rebuild))
+            self._wake.set()
+            await asyncio.sleep(0.2)
 
     async def _fetch(self) -> None:
         consumer = self._consumer

@@ -185,3 +185,23 @@ def test_a_worker_that_joins_and_leaves_disturbs_nothing() -> None:
         assert refused == []
 
     run(test)
+
+
+def test_a_membership_that_ended_by_itself_is_renewed() -> None:
+    """When the client's part in the group ends by a fault within, the reader connects anew and messages go on."""
+
+    async def test(prefix: str) -> None:
+        async with opened(prefix) as adapter:
+            assert await adapter.publish(messages(b"before"), 20.0) == {}
+            got = await taken(adapter, 1)
+            reader = adapter._core.intakes["work"].levels[0].reader  # type: ignore[attr-defined]
+            reader._consumer._coordinator._coordination_task.cancel()
+            # nobody is left to join with it, and nothing in the client says so
+            reader._consumer.subscribe([f"{prefix}work"], listener=reader)
+
+            assert await adapter.publish(messages(b"after"), 20.0) == {}
+            async with asyncio.timeout(30):
+                while not any(one.message.body == b"after" for one in got):
+                    await asyncio.sleep(0.01)
+
+    run(test)
