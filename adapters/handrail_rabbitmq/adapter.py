@@ -118,7 +118,7 @@ class RabbitMQAdapter:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._control: Channel | None = None
         self._control_queue = ""
-        self._answers: dict[str, asyncio.Queue[int]] = {}
+        self._answers: dict[str, asyncio.Queue[tuple[int, int]]] = {}
 
     @property
     def place(self) -> str:
@@ -544,14 +544,15 @@ class RabbitMQAdapter:
     def _on_note(self, _raw: Any, method: Any, properties: Any, body: bytes) -> None:
         try:
             note = msgspec.json.decode(body)
-            if isinstance(note, list):  # an answer: whose, and how many
+            if isinstance(note, list):  # an answer: whose, how many, and for how many consumers
                 if (waiting := self._answers.get(str(note[0]))) is not None:
-                    waiting.put_nowait(int(note[1]))
+                    waiting.put_nowait((int(note[1]), int(note[2]) if len(note) > 2 else 1))
                 return
             full = method.routing_key.removesuffix("!")
             if isinstance(note, dict):  # a question
-                held = sum(len(intake.in_hand()) for intake in self._intakes if intake.full == full)
-                reply = msgspec.json.encode([note["ask"], held])
+                mine = [intake for intake in self._intakes if intake.full == full]
+                held = sum(len(intake.in_hand()) for intake in mine)
+                reply = msgspec.json.encode([note["ask"], held, _voices(mine)])
                 self._publisher.answer(properties.reply_to, reply)
                 return
             for intake in self._intakes:
@@ -565,7 +566,7 @@ class RabbitMQAdapter:
         full = self._topology.full(queue)
         mine = [intake for intake in self._intakes if intake.full == full]
         held = sum(len(intake.in_hand()) for intake in mine)
-        others = consumers - sum(intake.consumes for intake in mine)
+        others = consumers - sum(intake.consumers for intake in mine)
         # a classic queue forgets a consumer that was cancelled, whatever that one still holds
         blind = self._topology.never or self._topology.kind(queue) == "classic"
         if others <= 0 and not blind:
@@ -580,18 +581,19 @@ class RabbitMQAdapter:
             if not heard.done():
                 heard.set_result(error is None)
 
-        expected = max(others, 0) + bool(mine)
+        expected = max(others, 0) + (_voices(mine) if mine else 0)
         total = count = 0
         try:
             self._publisher.announce(f"{full}!", msgspec.json.encode({"ask": ask}), self._control_queue, told)
             if not await asyncio.wait_for(heard, TELL):
                 return held if others <= 0 else None  # nobody listens
             while count < max(expected, 1):
-                total += await asyncio.wait_for(answers.get(), TELL)
-                count += 1
+                held, voices = await asyncio.wait_for(answers.get(), TELL)
+                total += held
+                count += voices
             while blind:
                 with contextlib.suppress(TimeoutError):
-                    total += await asyncio.wait_for(answers.get(), MORE)
+                    total += (await asyncio.wait_for(answers.get(), MORE))[0]
                     continue
                 break
         except TimeoutError:
@@ -661,6 +663,11 @@ class RabbitMQAdapter:
             if intake.doubted:
                 return Health(up=False, detail=f"{self.place}: messages of {intake.spec.name!r} wait and none comes")
         return Health(up=True, detail=self.place)
+
+
+def _voices(intakes: list[Intake]) -> int:
+    """For how many consumers of a queue one answer speaks; one that consumes nothing now may still hold something."""
+    return max(1, sum(intake.consumers for intake in intakes))
 
 
 def _hold(seconds: float | None) -> Hold | None:

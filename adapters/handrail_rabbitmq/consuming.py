@@ -668,16 +668,19 @@ class Intake:
     # --- health -------------------------------------------------------------------------------------------------------
 
     @property
-    def consumes(self) -> bool:
-        """Whether the server counts us among the consumers of the queue itself."""
-        return DEFAULT_PRIORITY in self._consumers
+    def consumers(self) -> int:
+        """How often the server counts us among the consumers of the queue itself: quorum queues count what was cancelled too."""
+        left = sum(
+            any(one.tag.consumer.level == DEFAULT_PRIORITY for one in rest.held.values()) for rest in self._rests
+        )
+        return (DEFAULT_PRIORITY in self._consumers) + left
 
     @property
     def subscribed(self) -> bool:
         return (
             self.paused
             or self.cancelled
-            or (self.channel is not None and bool(self._consumers or self.held or self._worker))
+            or (self.channel is not None and bool(self._consumers or self.held or self._rests or self._worker))
         )
 
     @property

@@ -137,6 +137,26 @@ def test_what_waits_in_a_worker_never_runs_into_the_servers_patience(server: Any
     assert not [entry for entry in project.logs if entry.get("level") in ("warning", "error")]
 
 
+async def test_a_worker_full_of_old_work_is_up_and_takes_more_when_it_is_done(bench: Bench) -> None:
+    """While all that a worker may hold was left behind it is healthy and fetches nothing; then it goes on."""
+    worker = await bench.open("worker", watch_every=0.1, consumer_timeout="2s")
+    inbox = await Inbox(worker).begin(bench.queue, credit=1)
+    try:
+        assert await worker.publish(messages(3), 20.0) == {}
+        await until(lambda: bool(worker._intakes[0]._rests), "the first to be left behind")
+        assert worker.health().up
+        assert len(inbox.got) == 1
+        assert (await worker.depth("work")).active == 1
+
+        assert await worker.settle([Settlement(inbox.got[0], Verb.ACK)]) == []
+
+        await until(lambda: len(inbox.got) == 2, "the next")
+        assert worker.health().up
+        assert inbox.lost == []
+    finally:
+        await bench.close()
+
+
 def test_a_timeout_beyond_the_servers_patience_is_warned_of_at_start(project: Project) -> None:
     """One line names the queues whose handlers may take longer, the server's limit and the mend; others are not in it."""
     project.handler("def handler(message): pass")
