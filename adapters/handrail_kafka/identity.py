@@ -178,7 +178,7 @@ class Token(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no typ
             raise SetupError(f"token_command {fate}; run it by hand to see why")
         ends = _end_of(token)
         # a fifth of its life is left for connections that are made with it; servers close them when it ends
-        self._last, self._until = token, now + UNDATED if ends is None else ends - max(1.0, (ends - now) / 5)
+        self._last, self._until = token, now + UNDATED if ends is None else ends - max(2.0, (ends - now) / 5)
         return token
 
 
