@@ -37,7 +37,7 @@ from handrail.logger import get_logger
 from handrail.message import Message
 from handrail_rabbitmq import place
 from handrail_rabbitmq.aging import timed_out
-from handrail_rabbitmq.consuming import AGAIN, LOST, MOVING, OPEN, Finished, Intake
+from handrail_rabbitmq.consuming import AGAIN, LOST, MOVING, OPEN, Finished, Intake, Mark, mark
 from handrail_rabbitmq.deaths import Deaths
 from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link, Notice
 from handrail_rabbitmq.looking import Looking
@@ -223,7 +223,7 @@ class RabbitMQAdapter:
         touched: dict[Intake, None] = {}
         releases: dict[Intake, list[Delivery]] = {}
         moves: list[tuple[Settlement, Item, asyncio.Future[SendError | None]]] = []
-        acked: list[tuple[str, str]] = []
+        acked: list[Mark] = []
         for one in settlements:
             delivery, verb = one.delivery, one.verb
             tag = delivery.tag
@@ -235,7 +235,7 @@ class RabbitMQAdapter:
             touched[intake] = None
             if verb is Verb.ACK or (verb is Verb.DEAD and self._topology.dead(intake.spec.name) is None):
                 intake.ack(delivery)
-                acked.append((intake.full, delivery.message.id))
+                acked.append(mark(delivery))
             elif one.message is None and tag.number in intake.crashed:
                 # its crashes are known here alone, so it goes back with them
                 moves.append((one, *self._move(one, intake)))
@@ -277,9 +277,9 @@ class RabbitMQAdapter:
 
     async def _moved(
         self, moves: list[tuple[Settlement, Item, asyncio.Future[SendError | None]]], refused: list[Settlement]
-    ) -> list[tuple[str, str]]:
+    ) -> list[Mark]:
         """Wait until each is confirmed, and mark the originals; what was lost meanwhile is refused."""
-        acked: list[tuple[str, str]] = []
+        acked: list[Mark] = []
         told = False
         full = 0
         while moves:
@@ -288,7 +288,6 @@ class RabbitMQAdapter:
             failed: list[tuple[Settlement, SendError]] = []
             for one, item, fate in moves:
                 tag = one.delivery.tag
-                name = (tag.intake.full, one.delivery.message.id)
                 if not fate.done():
                     if tag.state == LOST:
                         item.gone = True
@@ -299,10 +298,10 @@ class RabbitMQAdapter:
                 elif (error := fate.result()) is None:
                     if tag.state == LOST:
                         # its copy stands; the original comes again and is acknowledged then
-                        self._finished.add(*name)
+                        self._finished.add(mark(one.delivery))
                     else:
                         tag.intake.ack(one.delivery)
-                        acked.append(name)
+                        acked.append(mark(one.delivery))
                 elif tag.state == LOST:
                     tag.intake.ended(one.delivery)
                     refused.append(one)
@@ -329,7 +328,7 @@ class RabbitMQAdapter:
             moves = again
         return acked
 
-    async def _confirm(self, intake: Intake, acked: list[tuple[str, str]]) -> None:
+    async def _confirm(self, intake: Intake, acked: list[Mark]) -> None:
         """Send acknowledgements and wait until the server has them: an answer to something after them."""
         try:
             channel = intake.flush()
@@ -337,9 +336,9 @@ class RabbitMQAdapter:
                 raise GoneError("no channel")
             await channel.fence()
         except GoneError:
-            for queue, message_id in acked:
-                if queue == intake.full:
-                    self._finished.add(queue, message_id)
+            for finished in acked:
+                if finished[0] == intake.full:
+                    self._finished.add(finished)
 
     # --- taking -------------------------------------------------------------------------------------------------------
 

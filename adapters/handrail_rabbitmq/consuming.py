@@ -46,6 +46,8 @@ REPLACE_EVERY = 0.05
 AGAIN = 0.5
 
 Level = int | str
+#: Queue, level, id, hash of the body, and counts: see :func:`mark`.
+Mark = tuple[str, Level, str, int, tuple[int, int, float | None]]
 OPEN, DONE, LOST, MOVING = 0, 1, 2, 3
 
 
@@ -67,9 +69,9 @@ class Consumer:
 class Tag:
     """The handle of a delivery."""
 
-    __slots__ = ("consumer", "intake", "number", "rank", "state")
+    __slots__ = ("consumer", "counts", "intake", "number", "rank", "state")
 
-    def __init__(self, intake: Intake, consumer: Consumer, number: int) -> None:
+    def __init__(self, intake: Intake, consumer: Consumer, number: int, counts: tuple[int, int, float | None]) -> None:
         self.intake = intake
         self.consumer = consumer
         #: The server's delivery tag, on the channel that the intake had then.
@@ -77,6 +79,15 @@ class Tag:
         #: Place among the hidden: the lowest first. Set when it is hidden.
         self.rank = (0, 0, 0)
         self.state = OPEN
+        #: Attempts, starts and due time with which it came: what is put in its place has others.
+        self.counts = counts
+
+
+def mark(delivery: Delivery) -> Mark:
+    """What tells a delivery from every other, its own redelivery excepted, and from the copy that a move puts in its place."""
+    tag: Tag = delivery.tag
+    message = delivery.message
+    return (tag.intake.full, tag.consumer.level, message.id, hash(message.body), tag.counts)
 
 
 def _rank(delivery: Delivery) -> tuple[int, int, int]:
@@ -287,13 +298,14 @@ class Intake:
             consumer.full = True
         self._count += 1
         self._outstanding.append(number)
-        delivery = Delivery(message, Tag(self, consumer, number), redelivered)
+        counts = (message.attempts, message.starts, message.due)
+        delivery = Delivery(message, Tag(self, consumer, number, counts), redelivered)
         if self._gathering:
             self._gathering -= 1
             if not self._gathering:
                 self._end_gathering()
         if redelivered:
-            if self._finished.has(self.full, message.id) or self._completed(message):
+            if self._finished.has(delivery) or self._completed(message):
                 self.ack(delivery)
                 self.flush()
                 return
@@ -764,16 +776,19 @@ class Rest(Intake):
 
 
 class Finished:
-    """Ids of messages whose acknowledgement may not have reached the server: their redeliveries are acknowledged at once."""
+    """Deliveries whose acknowledgement may not have reached the server: their redeliveries are acknowledged at once.
+
+    Where it did reach it, none of these comes again; but a retry of the message does, by the same id, and may be redelivered.
+    """
 
     def __init__(self, most: int = 20_000) -> None:
         self._most = most
-        self._ids: dict[tuple[str, str], None] = {}
+        self._marks: dict[Mark, None] = {}
 
-    def add(self, queue: str, message_id: str) -> None:
-        self._ids[queue, message_id] = None
-        if len(self._ids) > self._most:
-            del self._ids[next(iter(self._ids))]
+    def add(self, finished: Mark) -> None:
+        self._marks[finished] = None
+        if len(self._marks) > self._most:
+            del self._marks[next(iter(self._marks))]
 
-    def has(self, queue: str, message_id: str) -> bool:
-        return bool(self._ids) and self._ids.pop((queue, message_id), 0) is None
+    def has(self, delivery: Delivery) -> bool:
+        return bool(self._marks) and self._marks.pop(mark(delivery), 0) is None

@@ -338,8 +338,8 @@ class Topology:
         if name in self._made:
             return
         await channel.ask(channel.raw.exchange_declare, name, "direct", durable=True)
-        # it holds nothing: a question only needs somewhere to go
-        nothing = {"x-queue-type": "classic", "x-max-length": 0}
+        # it holds nothing: a question only needs somewhere to go, whichever node of a cluster is away
+        nothing = {"x-queue-type": "quorum", "x-max-length": 0}
         await channel.ask(channel.raw.queue_declare, name, durable=True, arguments=nothing)
         self._made.add(name)
 
