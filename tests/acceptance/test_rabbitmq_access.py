@@ -61,7 +61,14 @@ def test_a_project_runs_over_tls_and_nothing_shows_the_password(project: Project
     wait_for(lambda: project.depths("wrong")["dead"] == 1, "the other is dead")
     said = "".join(
         (done := project.platform(*words, "--debug")).stdout + done.stderr
-        for words in (["check"], ["plan"], ["queues"], ["peek", "quick"], ["dead", "list", "wrong"], ["job", "quick", "one"])
+        for words in (
+            ["check"],
+            ["plan"],
+            ["queues"],
+            ["peek", "quick"],
+            ["dead", "list", "wrong"],
+            ["job", "quick", "one"],
+        )
     )
     command_lines = "".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in worker.tree() if Path("/proc").exists())
     project.configure({"quick": "work.quick"}, broker={**broker, "password": f"{SECRET}, another"})
