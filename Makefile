@@ -37,7 +37,8 @@ check: lint
 bench:
 	$(DEV) && exec .venv/bin/python benchmarks/run.py $(ARGS)
 
-# the kill tests of tests/acceptance, with many rounds instead of a few
+# the kill tests of tests/acceptance, with many rounds instead of a few, on every broker that can be had: about an hour, or a part
+# by ARGS="-k kafka"; each test prints what it did, what ran again and why
 ROUNDS = 60
 chaos:
 	$(DEV) && HANDRAIL_CHAOS_ROUNDS=$(ROUNDS) exec .venv/bin/pytest tests/acceptance -m chaos --timeout=3600 -s $(ARGS)

@@ -32,8 +32,8 @@ from pathlib import Path
 JOURNAL, GATES = os.environ["TEST_JOURNAL"], Path(os.environ["TEST_GATES"])
 
 
-def note(event, n=0):
-    line = f"{event} {n} {os.getpid()} {time.monotonic_ns()}\\n".encode()
+def note(event, n=0, run=0):
+    line = f"{event} {n} {os.getpid()} {time.monotonic_ns()} {run}\\n".encode()
     fd = os.open(JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.write(fd, line)
@@ -91,7 +91,7 @@ def held_thread(message, callback):
     callback()
 """
 
-# Sends through the public API in a process of its own: one line on stdout for each message whose fate is known.
+# Sends through the public API in a process of its own: a line on stdout when it sends a message and one when its fate is known.
 _SENDER = """
 import json, sys, threading, time
 from handrail import context
@@ -100,15 +100,18 @@ queue, pace, first, last, extra = sys.argv[1], float(sys.argv[2]), int(sys.argv[
 lock = threading.Lock()
 
 
+def note(what, n, more=""):
+    with lock:
+        print(what, n, time.monotonic_ns(), more, flush=True)
+
+
 def on_sent(n):
-    def callback(error):
-        with lock:
-            print(f"failed {n} {error}" if error else f"confirmed {n}", flush=True)
-    return callback
+    return lambda error: note("failed", n, error) if error else note("confirmed", n)
 
 
 receipts = []
 for n in range(first, last):
+    note("sending", n)
     receipts.append(context.queues.send_to_queue(queue, {"n": n, **json.loads(extra)}, on_sent(n)))
     if pace:
         time.sleep(pace)
@@ -126,6 +129,21 @@ class Entry:
     pid: int
     #: Monotonic seconds, comparable between the processes of one machine.
     at: float
+    #: Tells the runs of one message in one process apart, where a handler says it.
+    run: int = 0
+
+
+@dataclass(slots=True)
+class Run:
+    """One call of a handler, as the journal tells it."""
+
+    n: int
+    pid: int
+    begun: float
+    #: When it last showed that it lives.
+    seen: float
+    #: Whether it came to its end.
+    ended: bool = False
 
 
 def wait_for(condition: Callable[[], T], what: str, timeout: float = PATIENCE) -> T:
@@ -289,8 +307,10 @@ class Running:
 class Project:
     """A project in a temporary folder: queues.yaml, handlers and, outside of it, the journal they keep."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, broker: Mapping[str, Any] | None = None) -> None:
         self.root = root
+        #: Settings that say where the messages lie, for every queues.yaml; none for the embedded SQLite.
+        self.broker = dict(broker or {})
         # beside the project, not in it: what is written there must not look like a change of the project
         self.logs = root.parent / f"{root.name}-logs"
         self.gates = root.parent / f"{root.name}-gates"
@@ -298,6 +318,8 @@ class Project:
         for folder in (root, self.logs, self.gates):
             folder.mkdir(parents=True, exist_ok=True)
         self.journal.touch()
+        self._entries: list[Entry] = []
+        self._read = 0
         self.running: list[Running] = []
         #: Further variables of the environment in which its commands run.
         self.more: dict[str, str] = {}
@@ -331,7 +353,7 @@ class Project:
 
     def configure(self, queues: Mapping[str, Any], **settings: Any) -> None:
         # YAML takes JSON as it is
-        self.write("queues.yaml", json.dumps({**settings, "queues": queues}, indent=2) + "\n")
+        self.write("queues.yaml", json.dumps({**self.broker, **settings, "queues": queues}, indent=2) + "\n")
 
     def open_gate(self, name: str | int = "gate") -> None:
         """Let the handlers that wait at this gate go on."""
@@ -384,8 +406,8 @@ class Project:
         """A process of app code that sends ``{"n": number, **message}`` through ``context``, *pace* seconds apart."""
         return Sender(self, queue, numbers, pace, message)
 
-    def depths(self, queue: str) -> dict[str, int]:
-        """What ``platform queues --json`` says of *queue*."""
+    def depths(self, queue: str) -> dict[str, int | None]:
+        """What ``platform queues --json`` says of *queue*; None where the broker cannot say."""
         done = self.platform("queues", "--json")
         assert done.returncode == 0, done.stdout + done.stderr
         [found] = [row for row in json.loads(done.stdout) if row.get("queue", row.get("name")) == queue]
@@ -395,12 +417,15 @@ class Project:
 
     def entries(self, event: str | None = None) -> list[Entry]:
         """What the handlers noted so far, in the order of their notes."""
-        found = []
-        for line in self.journal.read_text().splitlines():
-            name, n, pid, at = line.split()
-            if event in (None, name):
-                found.append(Entry(name, int(n), int(pid), int(at) / 1e9))
-        return found
+        with self.journal.open("rb") as file:
+            file.seek(self._read)
+            # a note is written whole, but this may read in the middle of the next
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._read += len(whole + newline)
+        for line in whole.decode().splitlines():
+            name, n, pid, at, run = line.split()
+            self._entries.append(Entry(name, int(n), int(pid), int(at) / 1e9, int(run)))
+        return [entry for entry in self._entries if event in (None, entry.event)]
 
     def counts(self, event: str) -> Counter[int]:
         """How often each message noted *event*."""
@@ -411,27 +436,35 @@ class Project:
         wanted = set(numbers)
         wait_for(lambda: wanted <= set(self.counts(event)), f"{event} of {sorted(wanted)}", timeout)
 
-    def until_more(self, event: str, number: int) -> None:
+    def until_more(self, event: str, number: int, timeout: float = PATIENCE) -> None:
         """Wait until *number* more notes of *event* than there are now."""
         before = len(self.entries(event))
-        wait_for(lambda: len(self.entries(event)) >= before + number, f"{number} more of {event}")
+        wait_for(lambda: len(self.entries(event)) >= before + number, f"{number} more of {event}", timeout)
+
+    def runs(self) -> dict[int, list[Run]]:
+        """The runs of each message, in the order of their beginnings."""
+        found: dict[int, list[Run]] = {}
+        current: dict[tuple[int, int, int], Run] = {}
+        for entry in self.entries():
+            where = entry.n, entry.pid, entry.run
+            if entry.event == "start":
+                current[where] = Run(entry.n, entry.pid, entry.at, entry.at)
+                found.setdefault(entry.n, []).append(current[where])
+            elif entry.event in ("beat", "end") and where in current:
+                current[where].seen = entry.at
+                current[where].ended = entry.event == "end"
+        for runs in found.values():
+            runs.sort(key=lambda run: run.begun)
+        return found
 
     def overlaps(self) -> list[int]:
         """The messages that ran in two places at once: a run showed life after the next run of its message had begun."""
-        found = []
-        runs: dict[int, list[list[float]]] = {}
-        current: dict[tuple[int, int], list[float]] = {}
-        for entry in self.entries():
-            if entry.event == "start":
-                run = [entry.at, entry.at]
-                runs.setdefault(entry.n, []).append(run)
-                current[entry.n, entry.pid] = run
-            elif entry.event in ("beat", "end") and (entry.n, entry.pid) in current:
-                current[entry.n, entry.pid][1] = entry.at
-        for n, spans in runs.items():
-            spans.sort()
-            found += [n for (_, end), (begin, _) in itertools.pairwise(spans) if begin < end]
-        return found
+        return [
+            n
+            for n, runs in self.runs().items()
+            for earlier, later in itertools.pairwise(runs)
+            if later.begun < earlier.seen
+        ]
 
     # the end
 
@@ -460,11 +493,15 @@ class Sender:
                 stderr=subprocess.STDOUT,
             )
 
+    def notes(self, what: str) -> dict[int, float]:
+        """The messages it noted *what* of so far (``sending``, ``confirmed``, ``failed``), and when, in monotonic seconds."""
+        # the last line may be half written
+        lines = [line.split(" ", 3) for line in self.log.read_text().rpartition("\n")[0].splitlines()]
+        return {int(line[1]): int(line[2]) / 1e9 for line in lines if line[0] == what}
+
     def confirmed(self) -> set[int]:
         """The messages of which the broker has said that it has them, so far."""
-        # the last line may be half written
-        lines = self.log.read_text().rpartition("\n")[0].splitlines()
-        return {int(line.split()[1]) for line in lines if line.startswith("confirmed ")}
+        return set(self.notes("confirmed"))
 
     def finish(self, timeout: float = PATIENCE * 2) -> set[int]:
         """Wait for its end; everything it confirmed."""

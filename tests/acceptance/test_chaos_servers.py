@@ -1,0 +1,165 @@
+"""Servers killed and frozen under load, workers frozen until their server gives them up, and workers that come and go.
+
+The few rounds here keep every change honest; ``make chaos`` runs many. A failure names its seed.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+from chaos import (
+    CLASSIC,
+    CONCURRENCY,
+    KAFKA,
+    RABBITMQ,
+    SQLITE,
+    WANTED,
+    Broker,
+    Incident,
+    Load,
+    freeze,
+    judge,
+    lay,
+    many,
+    rounds,
+    tell,
+    thaw,
+    until_all_is_done,
+)
+from harness import Project
+from server import Server
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180 + rounds(2) * 60)]
+
+#: What two workers may have in hand: what they run, and about as much again that ended and waits for its acknowledgement, or was
+#: fetched ahead and begun before they knew.
+IN_HAND = 2 * 2 * CONCURRENCY
+#: Seconds before a server's death within which what ended may run again: its acknowledgement was on the way, or not written down.
+UNHEARD = 1.0
+#: Seconds that make a server or a worker pass for dead, by the settings of the brokers in ``chaos``. RabbitMQ itself gives up
+#: who is silent after twice the heartbeat.
+TOO_LONG = 13.0
+
+
+SERVERS = [one.own() for one in (RABBITMQ, KAFKA, *many(CLASSIC))]
+
+
+@pytest.mark.parametrize("broker", SERVERS, ids=str)
+def test_killing_the_server_at_random_moments_loses_nothing(
+    project: Project, load: Load, broker: Broker, server: Server
+) -> None:
+    """Every confirmed message is handled, by the workers that lived through it: they are subscribed again by themselves."""
+    lay(project, "load.slow")
+    chance = load.chance
+    kills: list[Incident] = []
+    workers = [project.worker("work"), project.worker("work")]
+    for _ in range(rounds(1, 0.1 if broker.name == "kafka" else 0.2)):
+        load.go_on()
+        project.until_more("end", 50, timeout=60)
+        # the moment is the point: this waits for nothing
+        time.sleep(chance.random() * 0.5)
+        at = time.monotonic()
+        server.send(signal.SIGKILL)
+        server.up()
+        kills.append(Incident(at, over=time.monotonic(), server=True))
+        project.until_more("end", 50, timeout=60)
+
+    until_all_is_done(project, load.stop())
+    assert [worker.stop() for worker in workers] == [0, 0]
+
+    tolls = judge(project, load, kills)
+    tell(f"killing the server on {broker}", load, tolls, project.overlaps())
+    assert max(toll.again for toll in tolls) <= IN_HAND
+    assert max(toll.age for toll in tolls) <= UNHEARD
+
+
+@pytest.mark.parametrize("broker", SERVERS, ids=str)
+def test_freezing_the_server_loses_nothing(project: Project, load: Load, broker: Broker, server: Server) -> None:
+    """A server that stands still, shorter and longer than it is believed to live, is taken up again where it was left."""
+    lay(project, "load.slow")
+    chance = load.chance
+    incidents: list[Incident] = []
+    workers = [project.worker("work"), project.worker("work")]
+    for number in range(rounds(1, 0.2)):
+        load.go_on()
+        project.until_more("end", 50, timeout=60)
+        at = time.monotonic()
+        server.send(signal.SIGSTOP)
+        time.sleep(chance.random() * 4 if number % 2 else TOO_LONG / 2 + chance.random() * 2)
+        server.send(signal.SIGCONT)
+        incidents.append(Incident(at, over=time.monotonic(), server=True))
+        project.until_more("end", 50, timeout=60)
+
+    until_all_is_done(project, load.stop())
+    assert [worker.stop() for worker in workers] == [0, 0]
+
+    tolls = judge(project, load, incidents)
+    tell(f"freezing the server on {broker}", load, tolls, project.overlaps())
+    assert max(toll.again for toll in tolls) <= IN_HAND
+
+
+@pytest.mark.parametrize("broker", [RABBITMQ, KAFKA, *many(SQLITE, CLASSIC)], ids=str)
+def test_a_worker_frozen_for_too_long_loses_nothing(project: Project, load: Load, broker: Broker) -> None:
+    """While it stands still its messages go to another; waking, it begins nothing of what it had only fetched."""
+    lay(project, "load.slow")
+    chance = load.chance
+    incidents: list[Incident] = []
+    workers = [project.worker("work"), project.worker("work")]
+    for _ in range(rounds(1, 0.2)):
+        load.go_on()
+        project.until_more("end", 50, timeout=60)
+        frozen = chance.choice(workers).tree()
+        at = time.monotonic()
+        freeze(frozen)
+        time.sleep(TOO_LONG - chance.random() * 2)
+        thaw(frozen)
+        incidents.append(Incident(at, frozenset(frozen), over=time.monotonic()))
+        project.until_more("end", 50, timeout=60)
+
+    until_all_is_done(project, load.stop())
+    assert [worker.stop() for worker in workers] == [0, 0]
+
+    tolls = judge(project, load, incidents)
+    tell(f"freezing a worker for long on {broker}", load, tolls, project.overlaps())
+    # what its hosts had been given when it was frozen; and what had ended, of which its server had not heard
+    assert max(toll.again - toll.ended for toll in tolls) <= CONCURRENCY
+    assert max(toll.again for toll in tolls) <= IN_HAND / 2
+
+
+def leave(project: Project, chance: random.Random) -> Incident:
+    """A worker joins and leaves, mostly in order, now and then by a kill, or after it has stood still for good."""
+    joins = project.worker("work")
+    time.sleep(1 + chance.random() * 3)
+    how = chance.choice(["order", "order", "kill", "stall"]) if WANTED is not None else "order"
+    pids = joins.tree()
+    at = time.monotonic()
+    if how == "order":
+        assert joins.stop() == 0
+        return Incident(at, frozenset())
+    if how == "stall":
+        freeze(pids)
+        time.sleep(chance.random() * TOO_LONG)
+    joins.kill_all()
+    return Incident(at, frozenset(pids), over=time.monotonic())
+
+
+@pytest.mark.parametrize("broker", [KAFKA, *many(SQLITE, RABBITMQ)], ids=str)
+def test_workers_that_come_and_go_under_load_lose_nothing(project: Project, load: Load, broker: Broker) -> None:
+    """Scaling out and in beside a worker that stays: in order nothing runs twice, by a kill only what the lost one ran."""
+    lay(project, "load.slow")
+    incidents: list[Incident] = []
+    stays = project.worker("work")
+    for _ in range(rounds(2)):
+        load.go_on()
+        incidents.append(leave(project, load.chance))
+        project.until_more("end", 20, timeout=60)
+
+    until_all_is_done(project, load.stop())
+    assert stays.stop() == 0
+
+    tolls = judge(project, load, incidents)
+    tell(f"coming and going on {broker}", load, tolls, project.overlaps())
+    assert max(toll.again for toll in tolls) <= CONCURRENCY
