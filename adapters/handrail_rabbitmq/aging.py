@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from handrail.adapter import Delivery
+from handrail.message import Message
 
 if TYPE_CHECKING:
     from handrail_rabbitmq.link import Channel
@@ -69,10 +70,16 @@ class Astray:
         self._deliveries: dict[str, Delivery] = {}
 
     def add(self, deliveries: list[Delivery]) -> None:
-        """Wait for *deliveries* to come again; those that do not are lost."""
-        for delivery in deliveries:
+        """Wait for *deliveries* to come again; those that do not are lost, and at once those that nothing tells from others.
+
+        A foreign client may give one id to many messages: one of them would be acknowledged in the place of another.
+        """
+        known = [one for one in deliveries if one.message.unique]
+        for delivery in known:
             self._deliveries[delivery.message.id] = delivery
-        self._call_later(ASTRAY, self._expire, deliveries)
+        self._call_later(ASTRAY, self._expire, known)
+        if len(known) < len(deliveries):
+            self._lose([one for one in deliveries if not one.message.unique])
 
     def _expire(self, deliveries: list[Delivery]) -> None:
         gone = [one for one in deliveries if self._deliveries.get(one.message.id) is one]
@@ -81,9 +88,11 @@ class Astray:
         if gone:
             self._lose(gone)
 
-    def back(self, message_id: str) -> Delivery | None:
+    def back(self, message: Message) -> Delivery | None:
         """The delivery of that message, if it is awaited; it is not any more."""
-        return self._deliveries.pop(message_id, None)
+        if (found := self._deliveries.get(message.id)) is None or found.message.send != message.send:
+            return None
+        return self._deliveries.pop(message.id) if message.unique else None
 
     def ended(self, delivery: Delivery) -> None:
         """Its handler is done with it: whoever gets the message again has to run it."""

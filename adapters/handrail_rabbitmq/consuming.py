@@ -309,7 +309,7 @@ class Intake:
                 self.ack(delivery)
                 self.flush()
                 return
-            if self._astray and (stray := self._astray.back(message.id)) is not None:
+            if self._astray and (stray := self._astray.back(message)) is not None:
                 # it still runs here: what it held was taken back, and now it holds this
                 stray.tag = delivery.tag
                 self.held[number] = stray
