@@ -112,10 +112,14 @@ class Server:
                 return self.url
             self.obtain()
             if self.state:
-                if not self.running and not is_free(self.state["port"]):
-                    raise UnavailableError(
-                        f"{self.name}: port {self.state['port']} is taken by another program; `down`, and `up` takes another"
-                    )
+                end = time.monotonic() + GRACE
+                # a server that was killed may have lost its first process before the one that holds the port
+                while not self.running and not is_free(self.state["port"]):
+                    if time.monotonic() > end:
+                        raise UnavailableError(
+                            f"{self.name}: port {self.state['port']} is taken by another program; `down`, and `up` takes another"
+                        )
+                    time.sleep(0.05)
                 self._start(self.state, fresh=False)
                 return self.url
             for chances in (2, 1, 0):
