@@ -212,11 +212,11 @@ def judge(project: Project, load: Load, incidents: list[Incident]) -> list[Toll]
                 f"message {n} (sent {sent:.3f}, confirmed {confirmed:.3f}) ran again: {earlier}, then {later}, "
                 "and nothing that was done explains it"
             )
-            if not guilty and stale:
-                tolls[stale[0]].stale += 1
+            if doubled and (not guilty or earlier.begun > incidents[guilty[0]].at):
+                tolls[doubled[0]].twice += 1
                 continue
             if not guilty:
-                tolls[doubled[0]].twice += 1
+                tolls[stale[0]].stale += 1
                 continue
             toll, at = tolls[guilty[0]], incidents[guilty[0]].at
             if earlier.begun > at:
