@@ -97,7 +97,7 @@ def test_what_falls_due_goes_to_the_tail(project: Project) -> None:
     project.start()
     project.send("work", "first")
     project.noted("ran")
-    project.send("work", "delayed", delay="200ms")
+    project.send("work", "delayed", delay="2s")
     project.send_bulk("work", ["b", "c"])
     project.until(lambda: project.depth().delayed == 0, "the delayed message to fall due")
     project.open("go")
@@ -115,13 +115,13 @@ def test_what_falls_due_keeps_its_priority(project: Project) -> None:
             if message == 'first': gate("go")
             if message == 'retried' and context.job.attempt == 1: raise ValueError
     """)
-    project.queues({"work": {"handler": "work", "concurrency": 1, "attempts": 2, "backoff": ["200ms"]}})
+    project.queues({"work": {"handler": "work", "concurrency": 1, "attempts": 2, "backoff": ["2s"]}})
     project.start()
     project.send("work", "retried", priority=9)
     project.wait(Outcome.FAILED)
     project.send("work", "first", priority=9)
     project.noted("ran", 2)
-    project.send("work", "delayed", delay="200ms", priority=8)
+    project.send("work", "delayed", delay="2s", priority=8)
     project.send_bulk("work", ["b", "c"], key="k")
     project.until(lambda: project.depth().delayed == 0, "both to fall due")
     project.open("go")
@@ -273,7 +273,7 @@ def test_nothing_undue_is_delivered(project: Project) -> None:
     """A delayed message is in no worker's hands before it is due, and not early when it comes."""
     project.handler(RECORD)
     project.start()
-    project.send("work", "later", delay="700ms")
+    project.send("work", "later", delay="3s")
     project.send("work", "far", delay="1h")
     sent = {one.body: one for one in project.peek(state="delayed")}
 
@@ -292,7 +292,7 @@ def test_a_stopped_worker_loses_no_delay(project: Project) -> None:
     """Delays live in the broker: a worker that starts after one was sent still runs it at its time."""
     project.handler(RECORD)
     first = project.start()
-    project.send("work", "later", delay="500ms")
+    project.send("work", "later", delay="3s")
     first.stop()
     assert project.depth().delayed == 1
 

@@ -429,7 +429,7 @@ def test_expiry_counts_from_when_a_message_falls_due(project: Project) -> None:
     project.handler("def handler(message): note('ran')")
     project.start()
 
-    project.send("work", 1, delay="500ms", expires="400ms")
+    project.send("work", 1, delay="2s", expires="1900ms")
 
     assert project.one().outcome is Outcome.COMPLETED
 
@@ -442,7 +442,7 @@ def test_a_retry_of_a_message_that_started_in_time_does_not_expire(project: Proj
             if context.job.attempt == 1:
                 raise ValueError
     """)
-    project.queues({"work": {"handler": "work", "expires": "2s", "attempts": 2, "backoff": ["2100ms"]}})
+    project.queues({"work": {"handler": "work", "expires": "3s", "attempts": 2, "backoff": ["3100ms"]}})
     project.start()
 
     project.send("work", 1)
