@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import real_servers
 from certificates import TLSRabbitMQ
-from real_servers import Kafka, RabbitMQ, UnavailableError
+from real_servers import Kafka, RabbitMQ, Server, UnavailableError
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -79,43 +80,33 @@ def kafka() -> str:
     return real_servers.need("kafka")
 
 
-@pytest.fixture(scope="session")
-def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
-    """A RabbitMQ for tests that kill, freeze or configure it; each leaves it running and as it was."""
-    server = RabbitMQ(tmp_path_factory.mktemp("rabbitmq"))
+S = TypeVar("S", bound=Server)
+
+
+def _lent(server: S) -> Iterator[S]:
     try:
         server.up()
     except UnavailableError as reason:
-        real_servers.unavailable("rabbitmq", reason)
+        real_servers.unavailable(server.name, reason)
     try:
         yield server
     finally:
         server.down()
+
+
+@pytest.fixture(scope="session")
+def own_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """A RabbitMQ for tests that kill, freeze or configure it; each leaves it running and as it was."""
+    yield from _lent(RabbitMQ(tmp_path_factory.mktemp("rabbitmq")))
 
 
 @pytest.fixture(scope="session")
 def tls_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TLSRabbitMQ]:
     """A RabbitMQ that also listens for TLS, with certificates of its own; see ``certificates``."""
-    server = TLSRabbitMQ(tmp_path_factory.mktemp("rabbitmq-tls"))
-    try:
-        server.up()
-    except UnavailableError as reason:
-        real_servers.unavailable("rabbitmq", reason)
-    try:
-        yield server
-    finally:
-        server.down()
+    yield from _lent(TLSRabbitMQ(tmp_path_factory.mktemp("rabbitmq-tls")))
 
 
 @pytest.fixture(scope="session")
 def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
     """A Kafka for tests that kill, freeze or configure it; each leaves it running and as it was."""
-    server = Kafka(tmp_path_factory.mktemp("kafka"))
-    try:
-        server.up()
-    except UnavailableError as reason:
-        real_servers.unavailable("kafka", reason)
-    try:
-        yield server
-    finally:
-        server.down()
+    yield from _lent(Kafka(tmp_path_factory.mktemp("kafka")))

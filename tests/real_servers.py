@@ -21,7 +21,7 @@ from kafka import Kafka
 from rabbitmq import RabbitMQ
 from server import Server, UnavailableError
 
-__all__ = ["Kafka", "RabbitMQ", "UnavailableError", "bring_down", "bring_up", "need", "url"]
+__all__ = ["Kafka", "RabbitMQ", "Server", "UnavailableError", "bring_down", "bring_up", "need", "url"]
 
 #: Read when the module is loaded: the tests themselves run without the environment's own settings.
 NAMED = {name: os.environ.get(f"HANDRAIL_TEST_{name.upper()}", "") for name in ("rabbitmq", "kafka")}

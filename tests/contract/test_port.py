@@ -525,7 +525,7 @@ async def test_purge_takes_what_waits_and_says_how_many(port: Port) -> None:
         inbox = await port.consume(adapter, credit=1)
         (held,) = await inbox.take(1)
 
-        assert await adapter.purge("work", "ready", ["a", "unknown"]) == 0
+        assert await adapter.purge("work", "ready", [held.message.id, "unknown"]) == 0
         assert await adapter.purge("work", "ready") == 1
         assert await adapter.purge("work", "delayed") == 1
         assert await inbox.settle(*ack(held)) == []

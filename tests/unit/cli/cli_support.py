@@ -91,7 +91,10 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.environment = {
-            key: value for key, value in os.environ.items() if not key.startswith("HANDRAIL_") and key != "NO_COLOR"
+            key: value
+            for key, value in os.environ.items()
+            # a terminal tells its own size
+            if not key.startswith("HANDRAIL_") and key not in ("NO_COLOR", "COLUMNS", "LINES")
         }
         self.environment["TERM"] = "xterm"
         self._started: list[subprocess.Popen[str]] = []

@@ -211,8 +211,9 @@ def test_a_failure_nobody_looks_at_is_logged_once_for_many(broker, caplog):
     gc.collect()
     assert context.queues.flush(5)
 
-    lines = unseen(caplog)
-    assert any("queue='email'" in line and "no room" in line for line in lines)
+    # receipts that others threw away may be found only now
+    lines = [line for line in unseen(caplog) if "no room" in line]
+    assert any("queue='email'" in line for line in lines)
     assert sum(int(line.split()[0].replace("a", "1")) for line in lines) == 42
     assert len(lines) < 10
 
