@@ -208,11 +208,12 @@ class Worker:
 
     async def _look_round(self, dispatcher: Dispatcher) -> None:
         while True:
-            await asyncio.sleep(1.0)
+            # the first at once: from then on a standstill of this process is noticed
             try:
                 dispatcher.look_round()
             except Exception:  # the next look may fare better, and nobody else would notice
                 log.exception("a look round the worker failed")
+            await asyncio.sleep(1.0)
 
     async def reload(self, settings: Settings, files: list[str] | None = None) -> ReloadReport:
         """Serve *settings* and the handlers as they are on disk now. When they cannot be loaded, the old ones serve on."""
