@@ -31,8 +31,9 @@ COUNTS_ROOM = 800
 #: Messages in hand that are named, so that others do not list them as waiting; of more only the number is told.
 MOST_HELD = 64
 
-#: Characters of a board's path, at most, and boards that are named beside the own.
-MOST_PATH, MOST_BOARDS = 300, 3
+#: Characters of a board's path, at most, and boards that are named beside the own: workers that may die one after another
+#: before the messages of a partition are done, and still leave what they had completed to who follows.
+MOST_PATH, MOST_BOARDS = 300, 16
 
 _MARK = "hr2"
 _RUNS = re.compile(rb"\x01+|\x00+")
@@ -72,10 +73,18 @@ def encode(stand: Stand) -> tuple[int, str]:
     """The commit that says *stand*. A map that does not fit is left out from its end: at worst something is repeated."""
     beyond = stand.beyond
     counts = _encode_counts(stand) if stand.counts else ""
-    board = quote(stand.board) if len(stand.board) < MOST_PATH else ""
+    own = stand.board if len(stand.board) < MOST_PATH else ""
+    board = quote(own)
+    folder = own.rpartition("/")[0] + "/"
+    room = MOST_PATH * 3
     for below, path in stand.before:
-        if len(path) < MOST_PATH:
-            board += f",{below - stand.watermark}={quote(path, safe='/')}"
+        # as a rule they lie side by side
+        name = path.removeprefix(folder)
+        entry = f",{below - stand.watermark}={quote(path if '/' in name else name, safe='/')}"
+        room -= len(entry)
+        if room < 0:
+            break
+        board += entry
     held = ".".join(str(at - stand.watermark) for at in stand.held_at[:MOST_HELD])
     head = f"{stand.watermark};{stand.held}{':' if held else ''}{held};{'o' if stand.ours else '-'};{counts};{board};"
     while True:
@@ -171,8 +180,10 @@ def decode(offset: int, text: str) -> tuple[Stand, str]:
             return Stand(offset), f"its metadata was written for offset {base}"
         counts = _decode_counts(parts[4], base)
         board, *before = parts[5].split(",")
+        board = unquote(board)
+        folder = board.rpartition("/")[0] + "/"
         stand = Stand(
-            offset, b"", held, held_at, ours, counts, unquote(board), tuple(_before(one, base) for one in before)
+            offset, b"", held, held_at, ours, counts, board, tuple(_before(one, base, folder) for one in before)
         )
         if parts[6] == "":
             return stand, ""
@@ -182,9 +193,10 @@ def decode(offset: int, text: str) -> tuple[Stand, str]:
     return msgspec.structs.replace(stand, beyond=beyond), ""
 
 
-def _before(text: str, watermark: int) -> tuple[int, str]:
+def _before(text: str, watermark: int, folder: str) -> tuple[int, str]:
     below, _, path = text.partition("=")
-    return watermark + int(below), unquote(path)
+    name = unquote(path)
+    return watermark + int(below), name if "/" in name else folder + name
 
 
 def _decode_map(mode: str, count: int, data: bytes) -> bytes:

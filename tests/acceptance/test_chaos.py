@@ -33,9 +33,6 @@ from chaos import (
 )
 from harness import Project, Running
 
-#: Seconds after which a completion must be committed on Kafka.
-UNCOMMITTED = 1.0
-
 pytestmark = [
     pytest.mark.chaos,
     # most of a round is starting a worker anew, on Kafka waiting until the dead one is given up
@@ -95,13 +92,8 @@ def test_killing_at_random_moments_loses_nothing(
     tolls = judge(project, load, kills)
     tell(f"{kill.__name__} on {broker}", load, tolls, project.overlaps())
     assert project.overlaps() == []
-    assert max(toll.again - toll.ended for toll in tolls) <= CONCURRENCY
-    if broker.name == "kafka":
-        # seen: a board is lost where its first heir is killed within its first moments, before it had all partitions in hand
-        assert max(toll.age for toll in tolls) <= UNCOMMITTED
-    else:
-        # what had completed is never repeated, even where the broker had not heard of it yet: the board knew
-        assert max(toll.again for toll in tolls) <= CONCURRENCY
+    # what had completed is never repeated, even where the broker had not heard of it yet: the board knew
+    assert max(toll.again for toll in tolls) <= CONCURRENCY
 
 
 def test_freezing_and_waking_loses_and_repeats_nothing(project: Project, load: Load, broker: Broker) -> None:

@@ -17,7 +17,12 @@ def test_a_commit_says_exactly_what_is_finished(count: int, share: float) -> Non
     chance = random.Random(count)
     beyond = bytes(chance.random() < share for _ in range(count)).rstrip(b"\0")
     counts = (18, (1, 2, 3, 0)), (19, (2, 2, 0, 1_700_000_000_123))
-    before = (40, "/a folder/b,c=d.board"), (4_000_000_000, "/e.board")
+    before = (
+        (40, "/a folder/b,c=d.board"),
+        (4_000_000_000, "/e.board"),
+        (41, "/a folder/sub/f.board"),
+        (42, "/a folder/g;.board"),
+    )
     stand = Stand(17, beyond, 3, (18, 40), True, counts, "/a folder/b;c.board", before)
 
     offset, text = encode(stand)
