@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from server import CACHE, Server, UnavailableError, install, locked, main
+from server import CACHE, Server, UnavailableError, install, locked, main, run
 
 POM = Path(__file__).with_name("kafka.pom.xml")
 #: The server's programs, the same for every checkout and server.
@@ -94,14 +94,7 @@ class Kafka(Server):
                 return
             self._need("mvn", "maven")
             shutil.rmtree(JARS, ignore_errors=True)
-            done = subprocess.run(
-                ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={JARS}"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                check=False,
-            )
+            done = run(["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={JARS}"])
             if done.returncode:
                 lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["mvn failed"]
                 raise UnavailableError(f"Maven could not fetch the server: {lines[0]}")
@@ -139,14 +132,7 @@ class Kafka(Server):
         users = [f"{way}=[name={USER},password={PASSWORD}]" for way in ("SCRAM-SHA-256", "SCRAM-SHA-512")]
         users += ["SCRAM-SHA-512=[name=nobody,password=nobody]"]
         scram = [word for user in users for word in ("--add-scram", user)]
-        done = subprocess.run(
-            self.java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings), *scram),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        done = run(self.java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings), *scram))
         if done.returncode:
             raise UnavailableError(f"the storage could not be formatted: {done.stdout.strip()[-500:]}")
 

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -246,6 +246,19 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run *command* to its end; all that it said is in ``stdout``."""
+    return subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
 def install(*packages: str) -> None:
     """Install packages of Debian or Ubuntu. Raises :class:`UnavailableError` where that cannot be done."""
     words = " ".join(packages)
@@ -255,15 +268,7 @@ def install(*packages: str) -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     waits = ["-o", "DPkg::Lock::Timeout=300", "-qq"]
     for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-        done = subprocess.run(
-            ["apt-get", *waits, *command],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        done = run(["apt-get", *waits, *command], environment)
         # without a fresh list the packages may be had all the same
         if done.returncode and command[0] == "install":
             last = done.stdout.strip().splitlines() or ["apt-get failed"]
