@@ -139,7 +139,8 @@ class Control:
 
     async def _write(self, note: Note) -> None:
         call = Call(1)
-        self._producer.add(TopicPartition(self._topic, 0), Entry(call, 0, None, msgspec.json.encode(note), []))
+        entry = Entry(call, 0, None, msgspec.json.encode(note), [], int(time.time() * 1000))
+        self._producer.add(TopicPartition(self._topic, 0), entry)
         await call.done
         if call.errors:
             raise BrokerError(str(call.errors[0]))

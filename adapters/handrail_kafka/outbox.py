@@ -69,7 +69,7 @@ class Outbox:
                 call.settle(index, TooLargeError(text))
                 continue
             topics[topic] = queue
-            placed.append((topic, Entry(call, index, key, wire.value_of(message), headers)))
+            placed.append((topic, Entry(call, index, key, wire.value_of(message), headers, int(now * 1000))))
         try:
             async with asyncio.timeout(timeout):
                 await self._ensure(topics, dead=dead is not None)

@@ -7,7 +7,6 @@ producer is replaced, the batch's records go again one by one, and only the guil
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -56,14 +55,18 @@ class Call:
 class Entry:
     """One record on its way."""
 
-    __slots__ = ("call", "headers", "index", "key", "value")
+    __slots__ = ("call", "headers", "index", "key", "timestamp", "value")
 
-    def __init__(self, call: Call, index: int, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+    def __init__(
+        self, call: Call, index: int, key: bytes | None, value: bytes | None, headers: Headers, timestamp: int
+    ) -> None:
         self.call = call
         self.index = index
         self.key = key
         self.value = value
         self.headers = headers
+        #: When it was given, Unix time in milliseconds: by it, what lies in several partitions is told apart.
+        self.timestamp = timestamp
 
 
 class Producer:
@@ -193,7 +196,7 @@ class _Lane:
                     builder = client.create_batch()
                     for entry in list(batch):
                         taken = builder.append(
-                            timestamp=int(time.time() * 1000), key=entry.key, value=entry.value, headers=entry.headers
+                            timestamp=entry.timestamp, key=entry.key, value=entry.value, headers=entry.headers
                         )
                         if taken is None:  # full: the rest waits for the next batch
                             at = batch.index(entry)

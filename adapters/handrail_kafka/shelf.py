@@ -171,7 +171,9 @@ class Shelf:
             lists: dict[TopicPartition, list[tuple[View, ConsumerRecord]]] = {}
             for view, record in await self._records([_head(view, enough) for view in views]):
                 lists.setdefault(view.tp, []).append((view, record))
-            merged = heapq.merge(*lists.values(), key=lambda one: one[1].timestamp)
+            merged = heapq.merge(
+                *(lists[tp] for tp in sorted(lists)), key=lambda one: (one[1].timestamp, wire.sent_at_of(one[1]))
+            )
             level = [view.counted(wire.message_of(record, queue, record), record.offset) for view, record in merged]
             messages += sorted(level, key=lambda message: -message.priority)
             if len(messages) >= enough:

@@ -209,6 +209,14 @@ def priority_of(record: Record) -> int:
     return DEFAULT_PRIORITY
 
 
+def sent_at_of(record: Record) -> float:
+    """When *record* was sent, Unix time in seconds; 0 when it does not say."""
+    for name, value in record.headers:
+        if name == SENT_AT and value:
+            return number(value, 0.0)
+    return 0.0
+
+
 def target_of(record: Record) -> str:
     """The queue that a record among the delays waits for."""
     for name, value in record.headers:
