@@ -49,10 +49,11 @@ from handrail_kafka.intake import Intake, Tag, counts_of
 from handrail_kafka.names import Names
 from handrail_kafka.options import Options, of_queue, parse
 from handrail_kafka.outbox import Outbox
+from handrail_kafka.part import Part
 from handrail_kafka.plan import plan
 from handrail_kafka.producer import Producer
 from handrail_kafka.progress import MOST_COUNTS
-from handrail_kafka.reader import Part, Reader
+from handrail_kafka.reader import Reader
 from handrail_kafka.shelf import Shelf
 
 T = TypeVar("T")

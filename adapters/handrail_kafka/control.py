@@ -18,8 +18,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 from handrail.errors import BrokerError
 from handrail.logger import get_logger
 from handrail_kafka.cluster import Cluster
+from handrail_kafka.part import Part
 from handrail_kafka.producer import Call, Entry, Producer
-from handrail_kafka.reader import Part
 
 log = get_logger("handrail.kafka")
 

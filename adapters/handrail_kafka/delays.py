@@ -20,7 +20,8 @@ from handrail_kafka.cluster import ROOMY_BATCH, Cluster
 from handrail_kafka.deaths import Deaths
 from handrail_kafka.names import Names
 from handrail_kafka.outbox import Outbox
-from handrail_kafka.reader import Part, Reader
+from handrail_kafka.part import Part
+from handrail_kafka.reader import Reader
 
 log = get_logger("handrail.kafka")
 

@@ -23,8 +23,9 @@ from handrail_kafka import wire
 from handrail_kafka.cluster import Cluster
 from handrail_kafka.deaths import Deaths, Left
 from handrail_kafka.options import TopicOptions
+from handrail_kafka.part import Part
 from handrail_kafka.progress import MOST_COUNTS, Counts
-from handrail_kafka.reader import Part, Reader
+from handrail_kafka.reader import Reader
 
 log = get_logger("handrail.kafka")
 

@@ -1,7 +1,6 @@
 """A member of a consumer group: it fetches, keeps what is finished of each partition, commits it, and lives through rebalances.
 
-What becomes of the records is its owner's affair. A partition's ``Part`` is the epoch:
-what was delivered of a part that is lost can never be settled.
+What becomes of the records is its owner's affair.
 """
 
 from __future__ import annotations
@@ -11,20 +10,20 @@ import contextlib
 import math
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import msgspec
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition, errors
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition, errors
 from aiokafka.structs import OffsetAndMetadata
 
 from handrail.logger import get_logger
 from handrail_kafka import faults, progress
 from handrail_kafka.cluster import Cluster
-from handrail_kafka.deaths import Left
 from handrail_kafka.ending import end_consumer
 from handrail_kafka.fetching import spare
 from handrail_kafka.options import LostPosition
-from handrail_kafka.progress import MOST_BOARDS, MOST_HELD, SAFE_SPAN, Counts, Stand, Tracker
+from handrail_kafka.part import Owner, Part
+from handrail_kafka.positions import start_of
+from handrail_kafka.progress import MOST_HELD, Stand
 from handrail_kafka.sharing import Claim, Sharing
 
 log = get_logger("handrail.kafka")
@@ -41,111 +40,6 @@ RECLAIM_EVERY = 60.0
 LATE = 0.1
 #: Seconds after which a changed number of messages in hand is written down with the next commit.
 HELD_AFTER = 0.1
-
-
-class Part:
-    """One partition, for as long as it is ours without a break."""
-
-    __slots__ = (
-        "committed",
-        "counts",
-        "dirty",
-        "full",
-        "held",
-        "left",
-        "lost",
-        "marks",
-        "moved_at",
-        "ours",
-        "reader",
-        "reclaimed",
-        "told_held",
-        "tp",
-        "tracker",
-    )
-
-    def __init__(self, reader: Reader, tp: TopicPartition, stand: Stand, start: int) -> None:
-        self.reader = reader
-        self.tp = tp
-        self.tracker = Tracker(start, stand.beyond)
-        self.ours = stand.ours
-        #: Set once, when it is no longer ours.
-        self.lost = False
-        #: What the owner has in hand of it, by offset.
-        self.held: dict[int, Any] = {}
-        self.told_held = 0
-        #: Counts what was marked finished, and how much of it the server has.
-        self.marks = 0
-        self.committed = 0
-        self.dirty = True
-        #: The map of what is finished grows too long: nothing new until the watermark moves.
-        self.full = False
-        self.moved_at = time.monotonic()
-        self.reclaimed = 0
-        #: Of messages that were given back where they lie, or wait there for their next attempt.
-        self.counts: dict[int, Counts] = dict(stand.counts)
-        #: What workers left behind that had it before and died, the last of them first.
-        self.left: list[Left] = []
-
-    def finish(self, offset: int) -> None:
-        self.tracker.finish(offset)
-        if self.counts:
-            self.counts.pop(offset, None)
-        self.marks += 1
-        self.dirty = True
-
-    def finish_held(self, offsets: Sequence[int]) -> int:
-        """As :meth:`finish` for each, and no longer in hand; returns how many were."""
-        held = self.held
-        before = len(held)
-        for offset in offsets:
-            held.pop(offset, None)
-        self.tracker.finish_all(offsets)
-        if self.counts:
-            for offset in offsets:
-                self.counts.pop(offset, None)
-        self.marks += len(offsets)
-        self.dirty = True
-        return before - len(held)
-
-    def boards(self) -> tuple[tuple[int, str], ...]:
-        """The boards of the dead whose messages are not all done: who has this after us may need them too."""
-        watermark = self.tracker.watermark
-        self.left = [left for left in self.left if left.below > watermark][:MOST_BOARDS]
-        return tuple((left.below, left.board) for left in self.left)
-
-    @property
-    def admits(self) -> bool:
-        return not self.lost and (not self.full or self.tracker.span < SAFE_SPAN)
-
-
-class Owner(Protocol):
-    """What a reader asks of whoever handles its records."""
-
-    @property
-    def board(self) -> str:
-        """Path of this worker's board, or nothing."""
-
-    def bereaved(self, part: Part, board: str, below: int) -> None:
-        """What of *part* is below that offset was with the worker of *board* before; it may have died."""
-
-    def member(self, group: str, name: str) -> None:
-        """We are in *group* as *name* from now on; with an empty name, no longer."""
-
-    def take(self, part: Part, records: list[ConsumerRecord]) -> None:
-        """*records* came and are not finished."""
-
-    def wants(self, part: Part) -> bool:
-        """Whether more records of *part* are welcome now."""
-
-    def lose(self, parts: list[Part]) -> None:
-        """*parts* are no longer ours."""
-
-    def resumed(self) -> None:
-        """The partitions that are ours may have changed, or the server takes commits again."""
-
-    def refused(self, text: str) -> None:
-        """The cluster does not let us read and commit, for a reason that waiting does not mend. It is tried on all the same."""
 
 
 class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
@@ -559,9 +453,9 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             ends = await self._cluster.ends(fresh)
             for tp in fresh:
                 committed = found.get(tp)
-                start = self._start(tp, committed, begins[tp], ends[tp])
+                start = start_of(tp, self.group, committed, begins[tp], ends[tp], self._on_lost)
                 if isinstance(start, str):
-                    stuck[tp] = start
+                    stuck[tp] = f"{self._cluster.place}: {start}"
                     continue
                 stand, position = start
                 part = parts[tp] = Part(self, tp, stand, position)
@@ -586,62 +480,6 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._dirty.set()
         self._wake.set()
         self._owner.resumed()
-
-    def _start(
-        self, tp: TopicPartition, committed: OffsetAndMetadata | None, begin: int, end: int
-    ) -> tuple[Stand, int] | str:
-        """What is known of *tp* and where to go on, or one line of why that must be decided by a person."""
-        where = f"{tp.topic}/{tp.partition}"
-        if committed is not None and committed.offset >= 0:
-            stand, wrong = progress.decode(committed.offset, committed.metadata or "")
-            if not wrong and stand.watermark + len(stand.beyond) > end:
-                wrong = f"it claims offsets up to {stand.watermark + len(stand.beyond)}, the log ends at {end}"
-                stand = Stand(stand.watermark, ours=stand.ours)
-            if wrong and stand.watermark <= end:
-                log.warning(
-                    "what was finished beyond the watermark is not known; it is handled again",
-                    partition=where,
-                    group=self.group,
-                    reason=wrong,
-                )
-            if stand.watermark <= end:
-                return self._what_is_left(stand, begin, where), max(stand.watermark, begin)
-            what = f"the position {stand.watermark} lies beyond the log's end {end}"
-        elif begin in (0, end):
-            return Stand(begin), begin
-        else:
-            what = "its position is gone (the group was empty for longer than offsets.retention.minutes?)"
-        if self._on_lost == "earliest":
-            log.warning("position lost; everything that is left is handled again", partition=where, group=self.group)
-            return Stand(begin), begin
-        if self._on_lost == "latest":
-            log.warning("position lost; what waits is skipped", partition=where, group=self.group, messages=end - begin)
-            return Stand(end), end
-        return (
-            f"{self._cluster.place}: group {self.group!r} has lost its place in {where}: {what}; set on_lost_position: "
-            f"earliest to handle again what is left ({end - begin} records), or latest to skip it"
-        )
-
-    def _what_is_left(self, stand: Stand, begin: int, where: str) -> Stand:
-        """*stand* of a log that begins at *begin*: what lay before it is gone, handled or not."""
-        gone = begin - stand.watermark
-        if gone <= 0:
-            return stand
-        unfinished = gone - stand.beyond[:gone].count(1)
-        if unfinished:
-            log.warning(
-                "messages that were not handled are no longer in the topic: was it cleared, or is its retention limited?",
-                partition=where,
-                group=self.group,
-                messages=unfinished,
-            )
-        return msgspec.structs.replace(
-            stand,
-            watermark=begin,
-            beyond=stand.beyond[gone:],
-            held_at=tuple(at for at in stand.held_at if at >= begin),
-            counts=tuple(one for one in stand.counts if one[0] >= begin),
-        )
 
     def _lose(self, parts: list[Part]) -> None:
         if parts:

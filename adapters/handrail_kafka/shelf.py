@@ -21,8 +21,8 @@ from handrail_kafka.control import Control
 from handrail_kafka.intake import Intake, put_counts
 from handrail_kafka.names import Names
 from handrail_kafka.outbox import Outbox
+from handrail_kafka.part import Part
 from handrail_kafka.progress import Stand, Tracker
-from handrail_kafka.reader import Part
 
 #: Delayed messages are counted by reading them, up to so many.
 COUNTABLE = 20_000

@@ -1,0 +1,75 @@
+"""Where to go on in a partition: what its group committed, held against what the log still has. It does no I/O."""
+
+from __future__ import annotations
+
+import msgspec
+from aiokafka import TopicPartition
+from aiokafka.structs import OffsetAndMetadata
+
+from handrail.logger import get_logger
+from handrail_kafka import progress
+from handrail_kafka.options import LostPosition
+from handrail_kafka.progress import Stand
+
+log = get_logger("handrail.kafka")
+
+
+def start_of(
+    tp: TopicPartition, group: str, committed: OffsetAndMetadata | None, begin: int, end: int, on_lost: LostPosition
+) -> tuple[Stand, int] | str:
+    """What is known of *tp*, whose log reaches from *begin* to *end*, and where to go on.
+
+    Or, where a person must decide that, one line of why.
+    """
+    where = f"{tp.topic}/{tp.partition}"
+    if committed is not None and committed.offset >= 0:
+        stand, wrong = progress.decode(committed.offset, committed.metadata or "")
+        if not wrong and stand.watermark + len(stand.beyond) > end:
+            wrong = f"it claims offsets up to {stand.watermark + len(stand.beyond)}, the log ends at {end}"
+            stand = Stand(stand.watermark, ours=stand.ours)
+        if wrong and stand.watermark <= end:
+            log.warning(
+                "what was finished beyond the watermark is not known; it is handled again",
+                partition=where,
+                group=group,
+                reason=wrong,
+            )
+        if stand.watermark <= end:
+            return _what_is_left(stand, begin, where, group), max(stand.watermark, begin)
+        what = f"the position {stand.watermark} lies beyond the log's end {end}"
+    elif begin in (0, end):
+        return Stand(begin), begin
+    else:
+        what = "its position is gone (the group was empty for longer than offsets.retention.minutes?)"
+    if on_lost == "earliest":
+        log.warning("position lost; everything that is left is handled again", partition=where, group=group)
+        return Stand(begin), begin
+    if on_lost == "latest":
+        log.warning("position lost; what waits is skipped", partition=where, group=group, messages=end - begin)
+        return Stand(end), end
+    return (
+        f"group {group!r} has lost its place in {where}: {what}; set on_lost_position: "
+        f"earliest to handle again what is left ({end - begin} records), or latest to skip it"
+    )
+
+
+def _what_is_left(stand: Stand, begin: int, where: str, group: str) -> Stand:
+    """*stand* of a log that begins at *begin*: what lay before it is gone, handled or not."""
+    gone = begin - stand.watermark
+    if gone <= 0:
+        return stand
+    unfinished = gone - stand.beyond[:gone].count(1)
+    if unfinished:
+        log.warning(
+            "messages that were not handled are no longer in the topic: was it cleared, or is its retention limited?",
+            partition=where,
+            group=group,
+            messages=unfinished,
+        )
+    return msgspec.structs.replace(
+        stand,
+        watermark=begin,
+        beyond=stand.beyond[gone:],
+        held_at=tuple(at for at in stand.held_at if at >= begin),
+        counts=tuple(one for one in stand.counts if one[0] >= begin),
+    )
