@@ -29,6 +29,7 @@ from handrail.adapter import (
     Lost,
     Planned,
     QueueSpec,
+    Recall,
     Role,
     Settlement,
     State,
@@ -202,9 +203,16 @@ class KafkaAdapter:
             return {}
         return await self._run(core.outbox.publish(messages, timeout, lambda: core.trouble))
 
-    async def subscribe(self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost) -> Subscription:
+    async def subscribe(
+        self,
+        queue: QueueSpec,
+        credit: int,
+        deliver: Deliver,
+        lost: Lost,
+        recall: Recall | None = None,
+    ) -> Subscription:
         asks, core = self._open_core()
-        intake = await self._run(core.attach(queue, credit, deliver, lost, self._give_back))
+        intake = await self._run(core.attach(queue, credit, deliver, lost, recall, self._give_back))
         return _Subscription(asks, core, intake)
 
     def _give_back(self, deliveries: list[Delivery]) -> None:
@@ -471,6 +479,7 @@ class _Core:
         credit: int,
         deliver: Deliver,
         lost: Lost,
+        recall: Recall | None,
         give_back: Callable[[list[Delivery]], None],
     ) -> Intake:
         options = of_queue(self._options, queue.name, queue.options)
@@ -485,7 +494,7 @@ class _Core:
             self.intakes[queue.name] = intake
         intake.spec = queue
         try:
-            await intake.attach(credit, deliver, lost, give_back)
+            await intake.attach(credit, deliver, lost, recall, give_back)
         except BrokerError:
             self.intakes.pop(queue.name, None)
             raise

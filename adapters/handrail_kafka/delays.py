@@ -64,9 +64,9 @@ class Forwarder:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        for part in {id(one[2]): one[2] for one in self._heap}.values():
-            part.held.clear()
         if self.reader is not None:
+            for part in self.reader.parts.values():
+                part.held.clear()
             await self.reader.stop()
 
     def look(self) -> None:
@@ -95,18 +95,36 @@ class Forwarder:
         tier = self._tiers.get(part.tp.topic, 0)
         now = time.time()
         for record in records:
-            # the shortest tier is held here to the very moment; a longer one is left as soon as a shorter one does
-            leaves = now if tier <= 2 else record.timestamp / 1000 + tier
-            due = wire.due_of(record)
-            at = due if due <= leaves + 2 * HORIZON else leaves
-            self._number += 1
-            heapq.heappush(self._heap, (at, self._number, part, record))
+            leaves = self._push(part, record, now)
             if tier > 2 and leaves > now + HORIZON:
                 self._not_before[part] = leaves - HORIZON
         self._wake.set()
 
+    def _push(self, part: Part, record: ConsumerRecord, now: float) -> float:
+        """Have *record* moved on at its moment; returns when it leaves its tier."""
+        tier = self._tiers.get(part.tp.topic, 0)
+        # the shortest tier is held here to the very moment; a longer one is left as soon as a shorter one does
+        leaves = now if tier <= 2 else record.timestamp / 1000 + tier
+        due = wire.due_of(record)
+        self._number += 1
+        heapq.heappush(self._heap, (due if due <= leaves + 2 * HORIZON else leaves, self._number, part, record))
+        return leaves
+
     def wants(self, part: Part) -> bool:
         return len(self._heap) < HOLD and self._not_before.get(part, 0.0) <= time.time()
+
+    #: There is always something else that could be moved on.
+    roomy = True
+
+    def withhold(self, parts: list[Part]) -> None:
+        pass  # `_move` passes over them
+
+    def restore(self, parts: list[Part]) -> None:
+        for part in parts:
+            for record in part.parked:
+                self._push(part, record, time.time())
+            part.parked = []
+        self._wake.set()
 
     def lose(self, parts: list[Part]) -> None:
         gone = set(map(id, parts))
@@ -127,7 +145,9 @@ class Forwarder:
         look_at = 0.0
         while True:
             self._wake.clear()
-            wait = min(LOOK_EVERY, self._heap[0][0] - time.time()) if self._heap else LOOK_EVERY
+            # what may be another's in a moment is not begun
+            idle = not self._heap or self.reader is None or self.reader.rebalancing
+            wait = LOOK_EVERY if idle else min(LOOK_EVERY, self._heap[0][0] - time.time())
             if wait > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
@@ -137,14 +157,17 @@ class Forwarder:
                 with contextlib.suppress(errors.KafkaError, OSError):
                     await self._cluster.refresh()
                     self.look()
-            await self._move()
+            if self.reader is not None and not self.reader.rebalancing:
+                await self._move()
 
     async def _move(self) -> None:
         now = time.time()
         batch: list[tuple[Part, ConsumerRecord]] = []
         while self._heap and self._heap[0][0] <= now and len(batch) < 2000:
             _at, _number, part, record = heapq.heappop(self._heap)
-            if not part.lost and not part.tracker.is_finished(record.offset):
+            if part.draining:
+                part.parked.append(record)
+            elif not part.lost and not part.tracker.is_finished(record.offset):
                 batch.append((part, record))
         if not batch:
             return
@@ -163,8 +186,10 @@ class Forwarder:
                 continue
             messages.append(wire.message_of(record, target, part.tp))
             kept.append((part, record))
+            part.held[record.offset] = record
         failed = await self._outbox.publish(messages, 30.0, self._trouble, most=ROOMY_BATCH) if messages else {}
         for index, (part, record) in enumerate(kept):
+            part.held.pop(record.offset, None)
             if index in failed:
                 if not part.lost:
                     self._number += 1

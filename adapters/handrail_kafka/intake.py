@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from aiokafka import ConsumerRecord
 
-from handrail.adapter import Deliver, Delivery, Lost, QueueSpec
+from handrail.adapter import Deliver, Delivery, Lost, QueueSpec, Recall
 from handrail.errors import BrokerError
 from handrail.logger import get_logger
 from handrail.message import DEFAULT_PRIORITY, Message
@@ -108,6 +108,20 @@ class Level:
         intake = self.intake
         return intake.attached and not intake.paused and self.waiting < max(intake.credit, AHEAD)
 
+    @property
+    def roomy(self) -> bool:
+        return self.intake.credit > self.intake.held
+
+    def withhold(self, parts: list[Part]) -> None:
+        self.intake.recall([delivery for part in parts for delivery in part.held.values()])
+
+    def restore(self, parts: list[Part]) -> None:
+        for part in parts:
+            parked, part.parked = part.parked, []
+            for record in parked:
+                heapq.heappush(self.returned, (record.offset, id(record), part, record))
+        self.intake.later()
+
     def lose(self, parts: list[Part]) -> None:
         gone = set(map(id, parts))
         for priority, lane in self._pending.items():
@@ -128,14 +142,18 @@ class Level:
     def next(self) -> tuple[Part, ConsumerRecord] | None:
         while self.returned:
             _offset, _number, part, record = heapq.heappop(self.returned)
-            if not part.lost and not part.tracker.is_finished(record.offset):
+            if part.draining:
+                part.parked.append(record)
+            elif not part.lost and not part.tracker.is_finished(record.offset):
                 return part, record
         newest = self.intake.spec.order == "lifo"
         for lane in self._pending.values():
             while lane:
                 part, record = lane.pop() if newest else lane.popleft()
                 self.waiting -= 1
-                if not part.lost and not part.tracker.is_finished(record.offset):
+                if part.draining:
+                    part.parked.append(record)
+                elif not part.lost and not part.tracker.is_finished(record.offset):
                     return part, record
         return None
 
@@ -166,6 +184,7 @@ class Intake:
         self.ready = False
         self._deliver: Deliver | None = None
         self._lost: Lost | None = None
+        self._recall: Recall | None = None
         self._waiting: list[Delivery] = []  # came while paused
         self._pumping = False
         self._give_back: Callable[[list[Delivery]], None] = lambda _deliveries: None
@@ -173,10 +192,15 @@ class Intake:
     # --- life ---------------------------------------------------------------------------------------------------------
 
     async def attach(
-        self, credit: int, deliver: Deliver, lost: Lost, give_back: Callable[[list[Delivery]], None]
+        self,
+        credit: int,
+        deliver: Deliver,
+        lost: Lost,
+        recall: Recall | None,
+        give_back: Callable[[list[Delivery]], None],
     ) -> None:
         """Raises :class:`BrokerError` when the cluster will not have us read; then nothing is read."""
-        self._deliver, self._lost, self._give_back = deliver, lost, give_back
+        self._deliver, self._lost, self._recall, self._give_back = deliver, lost, recall, give_back
         self.credit = credit
         self.paused = False
         self.attached = True
@@ -240,7 +264,7 @@ class Intake:
         batch: list[Delivery] = []
         name = self.spec.name
         for level in self.levels:
-            if level.reader is None or level.reader._rebalancing:
+            if level.reader is None or level.reader.rebalancing:
                 continue  # what a part may lose in a moment is not begun
             changed = False
             while free > 0 and (found := level.next()) is not None:
@@ -294,6 +318,15 @@ class Intake:
     def put_back(self, tag: Tag) -> None:
         """It comes again, before what waits."""
         heapq.heappush(tag.level.returned, (tag.offset, id(tag), tag.part, tag.record))
+
+    def recall(self, deliveries: list[Delivery]) -> None:
+        """Have those of *deliveries* back that are not begun."""
+        gone = set(map(id, deliveries))
+        if back := [one for one in self._waiting if id(one) in gone]:
+            self._waiting = [one for one in self._waiting if id(one) not in gone]
+            self._give_back(back)
+        if deliveries and self.attached and self._recall is not None:
+            self._recall(deliveries)
 
     def lose(self, parts: list[Part]) -> None:
         lost: list[Delivery] = []

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from handrail_kafka.reader import Reader
 
 
+#: An offset, and the text beside it.
+Commit = tuple[int, str]
+
+
 class Part:
     """One partition, for as long as it is ours without a break."""
 
@@ -25,6 +29,7 @@ class Part:
         "committed",
         "counts",
         "dirty",
+        "draining",
         "full",
         "held",
         "left",
@@ -32,8 +37,11 @@ class Part:
         "marks",
         "moved_at",
         "ours",
+        "parked",
         "reader",
         "reclaimed",
+        "sent",
+        "stored",
         "told_held",
         "tp",
         "tracker",
@@ -53,6 +61,13 @@ class Part:
         self.marks = 0
         self.committed = 0
         self.dirty = True
+        #: The commit that the server has, as far as we know, and the last that was sent to it: offset and text.
+        self.stored: Commit | None = None
+        self.sent: Commit | None = None
+        #: Another worker should have it: nothing of it is begun, until it moves or is restored.
+        self.draining = False
+        #: What came of it and would be begun if it were not draining.
+        self.parked: list[ConsumerRecord] = []
         #: The map of what is finished grows too long: nothing new until the watermark moves.
         self.full = False
         self.moved_at = time.monotonic()
@@ -90,8 +105,13 @@ class Part:
         return tuple((left.below, left.board) for left in self.left)
 
     @property
+    def pending(self) -> int:
+        """What would be handled again if another worker had it now: what is in hand, and what the server has not heard of."""
+        return len(self.held) + self.marks - self.committed
+
+    @property
     def admits(self) -> bool:
-        return not self.lost and (not self.full or self.tracker.span < SAFE_SPAN)
+        return not self.lost and not self.draining and (not self.full or self.tracker.span < SAFE_SPAN)
 
 
 class Owner(Protocol):
@@ -112,6 +132,16 @@ class Owner(Protocol):
 
     def wants(self, part: Part) -> bool:
         """Whether more records of *part* are welcome now."""
+
+    @property
+    def roomy(self) -> bool:
+        """Whether more could be in hand than is there."""
+
+    def withhold(self, parts: list[Part]) -> None:
+        """*parts* are draining: begin nothing of them, and take back what is in hand and not begun. Asked for again and again."""
+
+    def restore(self, parts: list[Part]) -> None:
+        """*parts* stay here: go on with them."""
 
     def lose(self, parts: list[Part]) -> None:
         """*parts* are no longer ours."""

@@ -34,6 +34,11 @@ FETCH = 2000
 WATCH_EVERY = 10.0
 #: Seconds after which a partition with records beyond our position, asked for and not moving, is a stall.
 STALLED = 30.0
+#: Seconds that members get to join anew; all they do before is one commit.
+REJOIN = 30.0
+#: Seconds between two looks whether a draining partition is empty, and from the first empty one to joining anew: each join
+#: stops all members for a moment, so those that are empty a little later should not need their own.
+DRAIN_EVERY, GATHER = 0.02, 0.1
 #: Seconds between two returns of the space of finished messages.
 RECLAIM_EVERY = 60.0
 #: Seconds after which a commit that is not answered makes what is finished count as in hand: until then it costs no speed.
@@ -60,11 +65,13 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._dirty = asyncio.Event()
         self._wake = asyncio.Event()
         self._closing = False
-        #: From a revoke to the assignment after it: nothing is taken, nothing can be committed.
-        self._rebalancing = True
+        #: From a revoke to the assignment after it: nothing is taken or begun, nothing can be committed.
+        self.rebalancing = True
         self._generation = -1
         self._tasks: list[asyncio.Task[None]] = []
         self._minding: set[asyncio.Task[None]] = set()
+        self._sharing = Sharing(self._claim)
+        self._handing_over: asyncio.Task[None] | None = None
         self._rebuild = ""
         self._held_at = math.inf
         #: When the commit that is under way, or is tried again, was begun.
@@ -108,6 +115,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._release_waiters()
 
     async def _stop_consumer(self) -> None:
+        self._stop_handing_over()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             try:
@@ -147,7 +155,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 self._tell_of(await self._cluster.why(error))
             if not self._closing:
                 await self._stop_consumer()
-                self._rebalancing = True
+                self.rebalancing = True
                 self._lose(list(self.parts.values()))
                 self.parts.clear()
                 self._release_waiters()
@@ -182,14 +190,14 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",  # what a transaction took back was never sent
-            partition_assignment_strategy=(Sharing(self._claim),),
+            partition_assignment_strategy=(self._sharing,),
             max_poll_interval_ms=2**31 - 1,
-            rebalance_timeout_ms=int((self._revoke_wait + 30.0) * 1000),
+            rebalance_timeout_ms=int(REJOIN * 1000),
             session_timeout_ms=session,
             heartbeat_interval_ms=min(1000, session // 3),  # by the answer to one it learns that others join or leave
             fetch_max_wait_ms=250,
             max_partition_fetch_bytes=4 << 20,
-            request_timeout_ms=int((self._revoke_wait + 40.0) * 1000),
+            request_timeout_ms=int((REJOIN + 10.0) * 1000),  # a join is answered when all have joined
         )
         try:
             await consumer.start()
@@ -220,16 +228,16 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         consumer = self._consumer
         while not self._closing and not self._rebuild:
             ready = [tp for tp, part in self.parts.items() if part.admits and self._owner.wants(part)]
-            if not ready or self._rebalancing:
+            if not ready or self.rebalancing:
                 self._wake.clear()
-                if self._rebalancing or not self.parts:
+                if self.rebalancing or not self.parts:
                     consumer._coordinator.check_errors()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.2):
                         await self._wake.wait()
                 continue
             found = await consumer.getmany(*ready, timeout_ms=200, max_records=FETCH)
-            if self._rebalancing:
+            if self.rebalancing:
                 continue  # fetched for an assignment that is over: after the next one it is fetched again
             for tp, records in found.items():
                 part = self.parts.get(tp)
@@ -311,7 +319,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         while True:
             await self._dirty.wait()
             self._dirty.clear()
-            while self._rebalancing and not self._revoking:
+            while self.rebalancing and not self._revoking:
                 if self._closing:
                     return
                 await asyncio.sleep(0.01)
@@ -355,6 +363,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 )
             )
             part.full = len(text) > progress.FULL
+            part.sent = watermark, text
             offsets[part.tp] = OffsetAndMetadata(watermark, text)
         self._committing_since = min(self._committing_since, time.monotonic())
         try:
@@ -375,6 +384,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._committing_since = math.inf
         for part, count in marks:
             part.committed = max(part.committed, count)
+            part.stored = part.sent
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -388,13 +398,15 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         return True
 
     def _claim(self) -> Claim:
-        had = [(tp.topic, tp.partition, len(part.held)) for tp, part in self.parts.items() if not part.lost]
+        had = [(tp.topic, tp.partition, part.pending) for tp, part in self.parts.items() if not part.lost]
         return Claim(self._generation if had else -1, had)
 
     # --- rebalances ---------------------------------------------------------------------------------------------------
 
     async def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:  # noqa: ARG002 - eager: all of them
-        self._rebalancing = True
+        """A rebalance begins. What is in hand goes on: the others know of it by our claim, and let it be ours."""
+        self.rebalancing = True
+        self._stop_handing_over()
         if not self.parts:
             return
         consumer = self._consumer
@@ -409,10 +421,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             self._release_waiters()
             return
         self._revoking = True
-        until = time.monotonic() + self._revoke_wait
         try:
-            while any(part.held for part in self.parts.values()) and time.monotonic() < until and not self._closing:
-                await asyncio.sleep(0.01)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5.0):
                     await self.committed()
@@ -436,16 +445,10 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             return
         coordinator = consumer._coordinator
         self._owner.member(self.group, coordinator.member_id)
-        # the generation right after ours: nobody else can have had a partition that we have again
+        # in the generation right after ours nobody else can have had a partition that we have again
         unbroken = coordinator.generation == self._generation + 1
-        parts: dict[TopicPartition, Part] = {}
-        fresh = []
-        for tp in assigned:
-            part = self.parts.get(tp)
-            if part is not None and unbroken and not part.lost:
-                parts[tp] = part
-            else:
-                fresh.append(tp)
+        parts = {tp: part for tp in assigned if (part := self.parts.get(tp)) is not None and not part.lost and unbroken}
+        fresh = [tp for tp in assigned if tp not in parts]
         stuck: dict[TopicPartition, str] = {}
         if fresh:
             found = await coordinator.fetch_committed_offsets(fresh)
@@ -453,12 +456,21 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             ends = await self._cluster.ends(fresh)
             for tp in fresh:
                 committed = found.get(tp)
+                commit = None
+                if committed is not None and committed.offset >= 0:
+                    commit = committed.offset, committed.metadata or ""
+                before = self.parts.get(tp)
+                if before is not None and not before.lost and commit in (before.stored, before.sent):
+                    # who has had it meanwhile, if anyone, has finished nothing of it
+                    parts[tp] = before
+                    continue
                 start = start_of(tp, self.group, committed, begins[tp], ends[tp], self._on_lost)
                 if isinstance(start, str):
                     stuck[tp] = f"{self._cluster.place}: {start}"
                     continue
                 stand, position = start
                 part = parts[tp] = Part(self, tp, stand, position)
+                part.stored = part.sent = commit
                 for below, board in ((ends[tp], stand.board), *stand.before):
                     if board:
                         self._owner.bereaved(part, board, below)
@@ -474,12 +486,56 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             self._tell(next(iter(stuck.values())))
         else:
             self.trouble = ""
-        self._rebalancing = False
+        self.rebalancing = False
         if not parts:
             self._answered.set()  # nothing to commit: others have all of it, or nobody can say where to begin
         self._dirty.set()
         self._wake.set()
         self._owner.resumed()
+        self._hand_over([part for tp, part in parts.items() if tp in self._sharing.wanted])
+
+    def _hand_over(self, wanted: list[Part]) -> None:
+        """Have *wanted* drained for others; what was draining and is not wanted any more goes on."""
+        stays = [part for part in self.parts.values() if part.draining and part not in wanted]
+        self._restore(stays)
+        if wanted:
+            self._handing_over = asyncio.get_running_loop().create_task(self._drain(wanted))
+
+    async def _drain(self, parts: list[Part]) -> None:
+        """Begin nothing more of *parts*, and join anew when one is empty: then it moves.
+
+        What takes long keeps its partition here. Nothing waits for it without need: when it takes longer than `revoke_wait`
+        and there is room for other messages, the partition goes on for a while before it is tried again.
+        """
+        pause = self._revoke_wait
+        while parts:
+            until = time.monotonic() + self._revoke_wait
+            for part in parts:
+                part.draining = True
+            while time.monotonic() < until or not self._owner.roomy:
+                self._owner.withhold(parts)
+                if any(not part.pending for part in parts):
+                    await asyncio.sleep(GATHER)
+                    self._consumer._coordinator.request_rejoin()
+                    return
+                await asyncio.sleep(DRAIN_EVERY)
+            self._restore(parts)
+            log.debug("partitions stay for now: what runs takes long", group=self.group, partitions=len(parts))
+            await asyncio.sleep(pause)
+            pause *= 2
+            parts = [part for part in parts if not part.lost]
+
+    def _restore(self, parts: list[Part]) -> None:
+        for part in parts:
+            part.draining = False
+        if parts:
+            self._owner.restore(parts)
+            self._wake.set()
+
+    def _stop_handing_over(self) -> None:
+        task, self._handing_over = self._handing_over, None
+        if task is not None:
+            task.cancel()
 
     def _lose(self, parts: list[Part]) -> None:
         if parts:
@@ -525,7 +581,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             for part in self.parts.values()
             if part.admits and self._owner.wants(part) and now - part.moved_at > STALLED
         ]
-        if not doubtful or self._rebalancing:
+        if not doubtful or self.rebalancing:
             return
         positions = {part.tp: part.tracker.position for part in doubtful}
         ends = await self._cluster.ends([part.tp for part in doubtful])

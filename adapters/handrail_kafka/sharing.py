@@ -1,7 +1,8 @@
 """How the members of a consumer group share its partitions: each keeps what it has, as far as the shares stay even.
 
-Whatever moves costs: handlers that run on it are waited for, and in the end what they did is refused. So no partition moves
-without need, and those on which nothing is in hand move first. It talks to nobody.
+No partition moves while anything of it is in its owner's hands, for what runs there would run again elsewhere. One that
+should move is *wanted*: its owner begins nothing more of it, and joins anew when nothing of it is in hand; then it moves.
+It talks to nobody.
 """
 
 from __future__ import annotations
@@ -19,14 +20,20 @@ class Claim(msgspec.Struct, frozen=True, array_like=True):
 
     #: The generation in which it had them; of two who claim the same, the later has it.
     generation: int
-    #: Topic, partition, and how many messages of it are in hand.
+    #: Topic, partition, and how many messages of it are in hand, or finished and not known to be committed.
     had: list[tuple[str, int, int]]
+
+
+Places = dict[str, list[TopicPartition]]
 
 
 def share(
     partitions: Mapping[str, Iterable[int]], members: Mapping[str, tuple[frozenset[str], Claim]]
-) -> dict[str, list[TopicPartition]]:
-    """Who gets what of *partitions* (topic → numbers); *members* by name, each with the topics that it reads and its claim."""
+) -> tuple[Places, Places]:
+    """Who gets what of *partitions* (topic → numbers), and what of it is wanted of whom.
+
+    *members* by name, each with the topics that it reads and its claim.
+    """
     every = {TopicPartition(topic, number) for topic, numbers in partitions.items() for number in numbers}
     owners: dict[TopicPartition, str] = {}
     held: dict[TopicPartition, int] = {}
@@ -36,7 +43,8 @@ def share(
             if tp in every and topic in topics and tp not in owners:
                 owners[tp] = name
                 held[tp] = count
-    found: dict[str, list[TopicPartition]] = {name: [] for name in members}
+    found: Places = {name: [] for name in members}
+    wanted: Places = {name: [] for name in members}
     for tp, name in owners.items():
         found[name].append(tp)
     least, more = divmod(len(every), len(members)) if members else (0, 0)
@@ -44,14 +52,19 @@ def share(
         most = least + (more > 0)
         more -= len(found[name]) >= most and more > 0
         found[name].sort(key=lambda tp: (-held[tp], tp))
-        for tp in found[name][most:]:
-            del owners[tp]
+        surplus = found[name][most:]
         del found[name][most:]
+        for tp in surplus:
+            if held[tp]:
+                wanted[name].append(tp)
+                found[name].append(tp)
+            else:
+                del owners[tp]
     for tp in sorted(every - owners.keys()):
         readers = [name for name, (topics, _claim) in members.items() if tp.topic in topics]
         if readers:
             found[min(readers, key=lambda name: (len(found[name]), name))].append(tp)
-    return {name: sorted(tps) for name, tps in found.items()}
+    return {name: sorted(tps) for name, tps in found.items()}, wanted
 
 
 class Sharing:
@@ -62,6 +75,8 @@ class Sharing:
 
     def __init__(self, claim: Callable[[], Claim]) -> None:
         self._claim = claim
+        #: What others should have of that which this member was given last.
+        self.wanted: set[TopicPartition] = set()
 
     def metadata(self, topics: Iterable[str]) -> Any:
         return ConsumerProtocolMemberMetadata(self.version, list(topics), msgspec.msgpack.encode(self._claim()))
@@ -69,20 +84,30 @@ class Sharing:
     def assign(self, cluster: Any, members: Mapping[str, Any]) -> dict[str, Any]:
         topics = {topic for member in members.values() for topic in member.subscription}
         partitions = {topic: cluster.partitions_for_topic(topic) or () for topic in topics}
-        shares = share(
+        shares, wanted = share(
             partitions,
             {name: (frozenset(member.subscription), _claim(member.user_data)) for name, member in members.items()},
         )
-        assignments = {}
-        for name, tps in shares.items():
-            by_topic: dict[str, list[int]] = {}
-            for tp in tps:
-                by_topic.setdefault(tp.topic, []).append(tp.partition)
-            assignments[name] = ConsumerProtocolMemberAssignment(self.version, sorted(by_topic.items()), b"")
-        return assignments
+        return {
+            name: ConsumerProtocolMemberAssignment(
+                self.version, _by_topic(tps), msgspec.msgpack.encode(_by_topic(wanted[name])) if wanted[name] else b""
+            )
+            for name, tps in shares.items()
+        }
 
     def on_assignment(self, assignment: Any) -> None:
-        pass
+        try:
+            found = msgspec.msgpack.decode(assignment.user_data or b"\x90", type=list[tuple[str, list[int]]])
+        except msgspec.DecodeError:  # of a leader that is not ours
+            found = []
+        self.wanted = {TopicPartition(topic, number) for topic, numbers in found for number in numbers}
+
+
+def _by_topic(tps: Iterable[TopicPartition]) -> list[tuple[str, list[int]]]:
+    found: dict[str, list[int]] = {}
+    for tp in tps:
+        found.setdefault(tp.topic, []).append(tp.partition)
+    return sorted(found.items())
 
 
 def _claim(data: bytes | None) -> Claim:

@@ -26,6 +26,7 @@ from handrail.adapter import (
     Lost,
     Planned,
     QueueSpec,
+    Recall,
     Role,
     Settlement,
     State,
@@ -342,7 +343,14 @@ class RabbitMQAdapter:
 
     # --- taking -------------------------------------------------------------------------------------------------------
 
-    async def subscribe(self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost) -> Subscription:
+    async def subscribe(
+        self,
+        queue: QueueSpec,
+        credit: int,
+        deliver: Deliver,
+        lost: Lost,
+        recall: Recall | None = None,  # noqa: ARG002 - no message is better elsewhere
+    ) -> Subscription:
         self._check()
         if self._role != "worker":
             raise BrokerError(f"{self.place}: was opened to send; only a worker subscribes")

@@ -20,6 +20,7 @@ from handrail.adapter import (
     Lost,
     Planned,
     QueueSpec,
+    Recall,
     Role,
     Settlement,
     State,
@@ -177,7 +178,14 @@ class SQLiteAdapter:
             errors.update((start + index, failure) for index in range(len(command.messages)))
         return errors
 
-    async def subscribe(self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost) -> Subscription:
+    async def subscribe(
+        self,
+        queue: QueueSpec,
+        credit: int,
+        deliver: Deliver,
+        lost: Lost,
+        recall: Recall | None = None,  # noqa: ARG002 - no message is better elsewhere
+    ) -> Subscription:
         intake = Intake(queue, self._settings.prefix + queue.name, credit, deliver, lost)
         await self._ask(lambda writer: writer.join_intake(intake), offline=True)
         return _Subscription(self._open_writer(), intake)

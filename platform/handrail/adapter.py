@@ -134,6 +134,7 @@ class Health(msgspec.Struct, frozen=True):
 
 Deliver = Callable[[list[Delivery]], None]
 Lost = Callable[[list[Delivery]], None]
+Recall = Callable[[list[Delivery]], None]
 
 
 class Subscription(Protocol):
@@ -199,10 +200,13 @@ class Adapter(Protocol):
         The result names, by index, those that are not known to be durable; empty means all are.
         """
 
-    async def subscribe(self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost) -> Subscription:
+    async def subscribe(
+        self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost, recall: Recall | None = None
+    ) -> Subscription:
         """Call *deliver* with batches of what the queue holds, due messages only, best priority first.
 
         *lost* is told of deliveries that are no longer ours (connection, partition or lease gone): settling them is refused.
+        *recall* asks for deliveries that are better in another worker's hands: those that do not run are given back.
         """
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settlement]:

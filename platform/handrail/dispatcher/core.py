@@ -179,7 +179,12 @@ class Dispatcher:
             for delivery in lane.forget(batch):
                 self._go_on(lane, delivery)
 
-        lane.subscription = await adapter.subscribe(queue.spec, lane.window, deliver, lost)
+        def recall(batch: list[Delivery]) -> None:
+            for delivery in lane.take_waiting(batch):
+                self._judge(lane, delivery, verdict.UNSTARTED)
+            lane.fit()
+
+        lane.subscription = await adapter.subscribe(queue.spec, lane.window, deliver, lost, recall)
         if self.paused:
             lane.subscription.pause()
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections import deque
+from collections.abc import Iterable
 
 from handrail.adapter import Delivery, Subscription
 from handrail.config.model import CONCURRENCY, QueueSettings
@@ -132,17 +133,24 @@ class Lane:
                 idle.add(id(delivery))
         return self.sequences.forget(lost, idle)
 
-    def take_waiting(self) -> list[Delivery]:
-        """All that was delivered and does not run, taken out."""
-        waiting = [*self.suspects, *self.buffer, *self.unclaimed]
+    def take_waiting(self, among: Iterable[Delivery] | None = None) -> list[Delivery]:
+        """What was delivered and does not run, taken out: all of it, or what of it is *among* these."""
+        wanted = None if among is None else {id(delivery) for delivery in among}
+        waiting: list[Delivery] = []
         for container in (self.suspects, self.buffer, self.unclaimed):
-            container.clear()
-        for delivery, timer in self.resting.values():
-            timer.cancel()
-            waiting.append(delivery)
-        self.resting.clear()
+            taken = [delivery for delivery in container if wanted is None or id(delivery) in wanted]
+            if taken:
+                kept = [] if wanted is None else [delivery for delivery in container if id(delivery) not in wanted]
+                container.clear()
+                container.extend(kept)
+                waiting += taken
+        for delivery, timer in list(self.resting.values()):
+            if wanted is None or id(delivery) in wanted:
+                timer.cancel()
+                del self.resting[id(delivery)]
+                waiting.append(delivery)
         if self.sequences is not None:
-            waiting += self.sequences.take_waiting()
+            waiting += self.sequences.take_waiting(wanted)
         return waiting
 
     def finished(self) -> None:

@@ -108,11 +108,19 @@ class Sequences:
                 turn.append(following)
         return turn
 
-    def take_waiting(self) -> list[Delivery]:
-        """All that waits behind others, taken out."""
-        waiting = [delivery for behind in self._behind.values() for delivery in behind]
-        self._behind.clear()
-        self.waiting = 0
+    def take_waiting(self, wanted: set[int] | None = None) -> list[Delivery]:
+        """What waits behind others, taken out: all of it, or what of it has its id in *wanted*."""
+        waiting: list[Delivery] = []
+        for sequence, behind in list(self._behind.items()):
+            kept = [] if wanted is None else [delivery for delivery in behind if id(delivery) not in wanted]
+            if len(kept) == len(behind):
+                continue
+            waiting += behind if wanted is None else [delivery for delivery in behind if id(delivery) in wanted]
+            if kept:
+                self._behind[sequence] = deque(kept)
+            else:
+                del self._behind[sequence]
+        self.waiting -= len(waiting)
         return waiting
 
     def __bool__(self) -> bool:

@@ -38,6 +38,11 @@ class Member:
         self.adapter = adapter
         self.got: list[Delivery] = []
         self.lost: list[Delivery] = []
+        #: What was asked back last, while it lasts.
+        self.recalled: list[Delivery] = []
+
+    def recall(self, deliveries: list[Delivery]) -> None:
+        self.recalled = deliveries
 
     @property
     def reader(self) -> readers.Reader:
@@ -46,11 +51,16 @@ class Member:
         return level.reader
 
     @property
+    def running(self) -> list[Delivery]:
+        """What was delivered and is neither settled nor lost."""
+        return [one for one in self.got if one.tag.alive]
+
+    @property
     def bodies(self) -> list[bytes]:
         return [one.message.body for one in self.got]
 
-    async def settle(self, *deliveries: Delivery) -> list[Settlement]:
-        return await self.adapter.settle([Settlement(one, Verb.ACK) for one in deliveries])
+    async def settle(self, *deliveries: Delivery, verb: Verb = Verb.ACK) -> list[Settlement]:
+        return await self.adapter.settle([Settlement(one, verb) for one in deliveries])
 
 
 class Group:
@@ -71,7 +81,7 @@ class Group:
         try:
             await adapter.declare([QUEUE])
             made = Member(adapter)
-            made.subscription = await adapter.subscribe(QUEUE, credit, made.got.extend, made.lost.extend)
+            made.subscription = await adapter.subscribe(QUEUE, credit, made.got.extend, made.lost.extend, made.recall)
             yield made
         finally:
             await adapter.close()
@@ -92,21 +102,87 @@ def group(kafka: str) -> Group:
     return Group(kafka)
 
 
-async def test_a_worker_that_joins_takes_only_what_moves(group: Group) -> None:
-    """Handlers that outlast `revoke_wait` keep what stays with their worker; what moves is handed out again, nothing else."""
+async def test_what_runs_keeps_its_partition_until_it_ends(group: Group) -> None:
+    """A worker that joins gets its share when nothing of it is in hand any more; nothing is lost, nothing comes twice."""
+    async with group.member(revoke_wait="1m") as first:
+        await group.publish(first.adapter, range(40))
+        await until(lambda: len(first.got) == 40)
+        async with group.member() as second:
+            await until(lambda: len(first.recalled) == 20)
+            await group.publish(first.adapter, range(40, 80))  # half of it is for partitions from which nothing is begun
+            await until(lambda: len(first.got) == 60)
+            assert len(first.reader.parts) == 4
+            assert second.got == []
+
+            assert await first.settle(*first.recalled) == []
+            await until(lambda: len(second.got) == 20)
+
+            assert first.lost == []
+            assert await first.settle(*first.running) == []
+            assert await second.settle(*second.got) == []
+            assert sorted(first.bodies + second.bodies, key=int) == [b"%d" % n for n in range(80)]
+            depth = await second.adapter.depth("work")
+            assert (depth.ready, depth.active) == (0, 0)
+
+
+async def test_what_waits_in_hand_moves_at_once(group: Group) -> None:
+    """What is asked back and was not begun goes to the worker that joined; what runs beside it is not disturbed."""
     async with group.member() as first:
         await group.publish(first.adapter, range(40))
         await until(lambda: len(first.got) == 40)
         async with group.member() as second:
-            await until(lambda: len(second.reader.parts) == 2 and len(second.got) == len(first.lost) == 20)
+            await until(lambda: len(first.recalled) == 20)
 
-            refused = await first.settle(*first.got)
+            moving = first.recalled[:]
+            assert await first.settle(*moving, verb=Verb.RELEASE) == []
+            await until(lambda: len(second.got) == 20)
 
-            assert {id(one.delivery) for one in refused} == {id(one) for one in first.lost}
-            assert sorted(second.bodies) == sorted(one.message.body for one in first.lost)
-            assert await second.settle(*second.got) == []
-            depth = await second.adapter.depth("work")
-            assert (depth.ready, depth.active) == (0, 0)
+            assert sorted(second.bodies) == sorted(one.message.body for one in moving)
+            assert first.lost == []
+            staying = [one for one in first.got if one not in moving]
+            assert await first.settle(*staying) == await second.settle(*second.got) == []
+            assert len(first.got) == 40
+
+
+async def test_what_runs_long_holds_up_nothing(group: Group) -> None:
+    """When handlers outlast `revoke_wait` and there is room for more, their partition goes on where it is, and moves later."""
+    async with group.member() as first:
+        await group.publish(first.adapter, range(40))
+        await until(lambda: len(first.got) == 40)
+        long = first.got[:]
+        async with group.member() as second:
+            await until(lambda: len(first.recalled) == 20)
+
+            await group.publish(first.adapter, range(40, 80))
+            await until(lambda: len(first.got) == 80)
+
+            assert len(first.reader.parts) == 4
+            assert second.got == first.lost == []
+            assert await first.settle(*first.got[40:]) == []
+            assert await first.settle(*long) == []
+            await until(lambda: len(second.reader.parts) == 2 == len(first.reader.parts))
+            assert len(first.got) == 80
+
+
+async def test_several_that_join_at_once_disturb_nothing_that_runs(group: Group) -> None:
+    """One rebalance on the heels of another: what is in hand all the while is settled as if there had been none."""
+    async with group.member(revoke_wait="1m") as first:
+        await group.publish(first.adapter, range(40))
+        await until(lambda: len(first.got) == 40)
+        async with group.member() as second, group.member() as third:
+            await until(lambda: len(first.recalled) >= 20)
+            async with group.member():
+                await asyncio.sleep(1.0)  # whatever a visit of that length meets
+
+            await group.publish(first.adapter, range(40, 80))
+            members = (first, second, third)
+            while sum(len(one.got) for one in members) < 80:
+                for one in members:
+                    assert await one.settle(*one.running) == []
+                await asyncio.sleep(0.05)
+
+            assert first.lost == second.lost == third.lost == []
+            assert sorted(sum((one.bodies for one in members), []), key=int) == [b"%d" % n for n in range(80)]
 
 
 async def test_a_worker_that_leaves_hands_over_without_a_repetition(group: Group) -> None:
