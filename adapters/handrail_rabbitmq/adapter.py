@@ -244,13 +244,14 @@ class RabbitMQAdapter:
                 releases.setdefault(intake, []).append(delivery)
             else:
                 moves.append((one, *self._move(one, intake)))
+        if moves or releases:
+            for intake in touched:  # acknowledgements do not wait for what may have to wait
+                with contextlib.suppress(GoneError):
+                    intake.flush()
         for intake, deliveries in releases.items():
             with contextlib.suppress(GoneError):  # gone means given back
                 await (intake.give_back_hidden(deliveries) if intake.cancelled else intake.give_back(deliveries))
         if moves:
-            for intake in touched:  # acknowledgements do not wait for what may have to wait
-                with contextlib.suppress(GoneError):
-                    intake.flush()
             acked += await self._moved(moves, refused)
             # some may have been left behind on another channel meanwhile
             touched |= dict.fromkeys(one.delivery.tag.intake for one, _item, _fate in moves)

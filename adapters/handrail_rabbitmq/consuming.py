@@ -27,6 +27,7 @@ from handrail_rabbitmq.aging import Ages, Astray, timed_out
 from handrail_rabbitmq.frames import Take
 from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link
 from handrail_rabbitmq.names import HEAD, level_queue
+from handrail_rabbitmq.requeueing import put_back
 
 log = get_logger("handrail.rabbitmq")
 
@@ -36,8 +37,6 @@ STALE = 0.1
 GATHER = 0.25
 #: The least that is fetched of a queue that is served newest first: order goes no further than that.
 LIFO_WINDOW = 200
-#: Deliveries that are given back in one go, and seconds between: from 32 on the server gathers them, in no order.
-BACK, BREATH = 24, 0.005
 #: Seconds of work that is fetched beyond the credit of each level when there are several.
 LOOKAHEAD = 0.02
 #: Seconds between replacements of a consumer by one with another prefetch.
@@ -425,14 +424,9 @@ class Intake:
             await self._send_back(channel, [(one.tag.number, one.tag.consumer.level) for one in deliveries])
 
     async def _send_back(self, channel: Channel, numbers: list[tuple[int, Level]]) -> None:
-        raw = channel.raw
         for level in {level for _number, level in numbers}:
             mine = sorted(number for number, one in numbers if one == level)
-            for start in range(0, len(mine), BACK):
-                for number in mine[start : start + BACK]:
-                    channel.tell(raw.basic_nack, number, multiple=False, requeue=True)
-                if len(mine) - start >= BACK:
-                    await asyncio.sleep(BREATH)
+            await put_back(channel, level_queue(self.full, level), mine)
 
     def flush(self) -> Channel | None:
         """Send acknowledgements: the longest finished prefix in one, the rest singly. The channel they went by."""

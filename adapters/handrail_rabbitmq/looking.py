@@ -11,10 +11,10 @@ from handrail.adapter import State
 from handrail.errors import BrokerError, SendError
 from handrail.message import DEFAULT_PRIORITY, Message
 from handrail_rabbitmq import names, wire
-from handrail_rabbitmq.consuming import BACK, BREATH
 from handrail_rabbitmq.link import Channel, GoneError
 from handrail_rabbitmq.names import HEAD, level_queue
 from handrail_rabbitmq.publishing import Publisher
+from handrail_rabbitmq.requeueing import put_back
 from handrail_rabbitmq.topology import DELAY_AGAIN, LEVEL_AGAIN, Topology
 
 #: The most messages that are looked at for one answer.
@@ -237,13 +237,9 @@ class Looking:
 
 async def _put_back(channel: Channel, name: str, left: list[Found]) -> None:
     """Give *left* back; they are there when this returns, unless somebody took them."""
-    raw = channel.raw
-    for at, one in enumerate(left, 1):
-        channel.tell(raw.basic_nack, one.number, requeue=True)
-        if at % BACK == 0:
-            await asyncio.sleep(BREATH)
+    await put_back(channel, name, [one.number for one in left])
     for tries in range(50):
-        found = await channel.ask(raw.queue_declare, name, passive=True)
+        found = await channel.ask(channel.raw.queue_declare, name, passive=True)
         # workers may have taken them; but the server tells for a moment of our own consumer, too
         if found.message_count >= len(left) or (found.consumer_count and tries > 5):
             return
