@@ -51,3 +51,17 @@ def test_suspects_wait_for_their_turn_as_long_as_the_broker_lets_them(tmp_path: 
     assert made.relax(patience=1e9) == []
     assert [one.tag for one in made.relax(patience=0.0)] == [0, 1, 2]
     assert not made.suspects
+
+
+def test_what_is_asked_back_is_taken_out_and_no_more(tmp_path: Path) -> None:
+    """Of some deliveries those that wait come out, suspects first; what runs, and what else waits, stays where it is."""
+    asked = lane(tmp_path, 4, running=1)
+    suspect, other = delivery(8), delivery(9)
+    asked.suspects.extend([suspect, other])
+    runs = delivery(7)
+
+    found = asked.take_waiting([runs, asked.buffer[3], asked.buffer[1], suspect])
+
+    assert [one.tag for one in found] == [8, 1, 3]
+    assert [one.tag for one in asked.buffer] == [0, 2]
+    assert [one.tag for one in asked.suspects] == [9]

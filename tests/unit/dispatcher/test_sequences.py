@@ -43,6 +43,18 @@ def test_what_was_taken_out_does_not_leave_for_another() -> None:
     assert sequences.leave(first) is third
 
 
+def test_of_what_waits_only_what_is_wanted_is_taken_out() -> None:
+    """What moves to another worker leaves those of other partitions in their turn."""
+    a1, a2, a3, b1, b2 = (delivery(name, n) for name, n in (("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2)))
+    sequences = Sequences()
+    sequences.admit([a1, a2, a3, b1, b2])
+
+    assert sequences.take_waiting({id(a1), id(a2)}) == [a2]
+    assert sequences.waiting == 2
+    assert sequences.leave(a1) is a3
+    assert sequences.leave(b1) is b2
+
+
 def test_a_lost_head_that_runs_holds_its_sequence_until_it_has_ended() -> None:
     """A partition that comes back brings its messages again: they wait for what still runs of before."""
     first, behind, again = delivery("a", 1), delivery("a", 2), delivery("a", 1)

@@ -109,7 +109,8 @@ async def test_what_runs_keeps_its_partition_until_it_ends(group: Group) -> None
         await until(lambda: len(first.got) == 40)
         async with group.member() as second:
             await until(lambda: len(first.recalled) == 20)
-            await group.publish(first.adapter, range(40, 80))  # half of it is for partitions from which nothing is begun
+            # half of it is for partitions from which nothing is begun
+            await group.publish(first.adapter, range(40, 80))
             await until(lambda: len(first.got) == 60)
             assert len(first.reader.parts) == 4
             assert second.got == []
@@ -182,7 +183,7 @@ async def test_several_that_join_at_once_disturb_nothing_that_runs(group: Group)
                 await asyncio.sleep(0.05)
 
             assert first.lost == second.lost == third.lost == []
-            assert sorted(sum((one.bodies for one in members), []), key=int) == [b"%d" % n for n in range(80)]
+            assert sorted((body for one in members for body in one.bodies), key=int) == [b"%d" % n for n in range(80)]
 
 
 async def test_a_worker_that_leaves_hands_over_without_a_repetition(group: Group) -> None:
