@@ -55,6 +55,7 @@ from handrail_kafka.plan import plan
 from handrail_kafka.producer import Producer
 from handrail_kafka.progress import MOST_COUNTS
 from handrail_kafka.reader import Reader
+from handrail_kafka.register import Register
 from handrail_kafka.shelf import Shelf
 
 T = TypeVar("T")
@@ -279,7 +280,8 @@ class _Core:
         self.cluster = Cluster(options, place)
         self.producer = Producer(self.cluster, self._told)
         self.outbox = Outbox(self.cluster, names, self.producer, self._created)
-        self.forwarder = Forwarder(self.cluster, names, self.outbox, deaths, lambda: self.trouble)
+        self._register = Register(self.cluster, names.register, self.producer)
+        self.forwarder = Forwarder(self.cluster, self._register, names, self.outbox, deaths, lambda: self.trouble)
         self.intakes: dict[str, Intake] = {}
         self._specs: dict[str, QueueSpec] = {}
         self.control = Control(self.cluster, names.control, self.producer, self._parts)
@@ -354,6 +356,7 @@ class _Core:
             try:
                 await self.cluster.refresh()
                 await self._bury()
+                await self._compare()
             except (errors.KafkaError, OSError, TimeoutError) as error:
                 self._told(error)
                 continue
@@ -368,6 +371,13 @@ class _Core:
                 await self.cluster.leave(group, member)
             except (errors.KafkaError, OSError, TimeoutError) as error:  # then the group has to find out by itself
                 log.debug("a group was not told of a death", group=group, error=repr(error))
+
+    async def _compare(self) -> None:
+        """Notice topics that others have deleted and made anew, or given more partitions."""
+        readers = self._readers()
+        ids = await self.cluster.ids({tp.topic for reader in readers for tp in reader.parts})
+        for reader in readers:
+            reader.compare(ids, self.cluster.partitions)
 
     async def _look_now(self) -> None:
         for intake in list(self.intakes.values()):
@@ -490,7 +500,7 @@ class _Core:
         if intake is not None and not intake.attached and intake.held == 0 and not intake.levels:
             intake = None
         if intake is None:
-            intake = Intake(self.cluster, queue, options, self._names.levels(queue.name), self._deaths)
+            intake = Intake(self.cluster, self._register, queue, options, self._names.levels(queue.name), self._deaths)
             self.intakes[queue.name] = intake
         intake.spec = queue
         try:
@@ -511,13 +521,16 @@ class _Core:
             del self.intakes[intake.spec.name]
             await intake.stop()
 
-    def _parts(self) -> list[Part]:
+    def _readers(self) -> list[Reader]:
         readers: list[Reader] = [
             level.reader for intake in self.intakes.values() for level in intake.levels if level.reader is not None
         ]
         if self.forwarder.reader is not None:
             readers.append(self.forwarder.reader)
-        return [part for reader in readers for part in reader.parts.values()]
+        return readers
+
+    def _parts(self) -> list[Part]:
+        return [part for reader in self._readers() for part in reader.parts.values()]
 
     # --- settling -----------------------------------------------------------------------------------------------------
 

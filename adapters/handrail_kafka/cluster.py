@@ -25,6 +25,7 @@ from handrail_kafka import faults, progress
 from handrail_kafka.hazards import hazards
 from handrail_kafka.options import Options
 from handrail_kafka.progress import Stand
+from handrail_kafka.topic_ids import TopicIdsRequest, ids_in
 
 T = TypeVar("T")
 
@@ -64,6 +65,7 @@ class Cluster:
         self.partitions: dict[str, int] = {}
         self._creating = asyncio.Lock()
         self._warned: set[str] = set()
+        self._has_ids = True
 
     @property
     def connected(self) -> bool:
@@ -217,11 +219,13 @@ class Cluster:
         replication: int | None,
         *,
         passing: bool = False,
+        compact: bool = False,
         roomy: Collection[str] = (),
     ) -> list[str]:
         """Make sure that *topics* (name → partitions) exist; returns those that were created.
 
-        *passing*: what lies in them is of no worth after an hour. *roomy*: those that take records of any size.
+        *passing*: what lies in them is of no worth after an hour. *compact*: only the last record of each key is of any.
+        *roomy*: those that take records of any size.
         """
         async with self._creating:
             if all(topic in self.partitions for topic in topics):
@@ -232,7 +236,12 @@ class Cluster:
                 return []
             copies = self.copies(replication)
             wanted = [
-                NewTopic(topic, count, copies, topic_configs=settings(copies, passing=passing, roomy=topic in roomy))
+                NewTopic(
+                    topic,
+                    count,
+                    copies,
+                    topic_configs=settings(copies, passing=passing, compact=compact, roomy=topic in roomy),
+                )
                 for topic, count in missing.items()
             ]
             response = await self._retrying(lambda: self._client.create_topics(wanted, timeout_ms=15_000))
@@ -251,8 +260,8 @@ class Cluster:
                     await self.refresh()
                     if not all(topic in self.partitions for topic in topics):
                         await asyncio.sleep(0.02)
-            for topic in () if passing else created:
-                # a first commit tells later that the topic is ours, and that a missing commit is a lost one
+            for topic in () if passing or compact else created:
+                # a first commit tells later that the topic is ours
                 start = {TopicPartition(topic, n): progress.encode(Stand(0, ours=True)) for n in range(missing[topic])}
                 # who only sends may not commit, which a worker of the queue does as well
                 refused = errors.GroupAuthorizationFailedError, errors.TopicAuthorizationFailedError
@@ -286,6 +295,16 @@ class Cluster:
 
     def tps(self, topic: str) -> list[TopicPartition]:
         return [TopicPartition(topic, n) for n in range(self.partitions.get(topic, 0))]
+
+    async def ids(self, topics: Collection[str]) -> dict[str, str]:
+        """The ids of *topics*, of those that exist; of none where the servers know no ids (before Kafka 2.8)."""
+        if not topics or not self._has_ids:
+            return {}
+        try:
+            return ids_in(await self._retrying(lambda: self._client._send_request(TopicIdsRequest(topics))))
+        except NotImplementedError:
+            self._has_ids = False
+            return {}
 
     # --- offsets ------------------------------------------------------------------------------------------------------
 
@@ -414,12 +433,12 @@ class Cluster:
             await reader.stop()
 
 
-def settings(copies: int, *, passing: bool = False, roomy: bool = False) -> dict[str, str]:
+def settings(copies: int, *, passing: bool = False, compact: bool = False, roomy: bool = False) -> dict[str, str]:
     """The settings of a topic that we make, by the number of servers it lies on; see :meth:`Cluster.create`."""
     return {
         "retention.ms": "3600000" if passing else "-1",
         "retention.bytes": "-1",
-        "cleanup.policy": "delete",
+        "cleanup.policy": "compact" if compact else "delete",
         "max.message.bytes": str(ROOMY_BATCH if roomy else TOPIC_BATCH),
         "min.insync.replicas": "2" if copies >= 3 else "1",
     }

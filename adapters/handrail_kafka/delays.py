@@ -22,6 +22,7 @@ from handrail_kafka.names import Names
 from handrail_kafka.outbox import Outbox
 from handrail_kafka.part import Part
 from handrail_kafka.reader import Reader
+from handrail_kafka.register import Register
 
 log = get_logger("handrail.kafka")
 
@@ -37,8 +38,15 @@ class Forwarder:
     """This worker's part in moving delayed messages on. Implements the reader's owner."""
 
     def __init__(
-        self, cluster: Cluster, names: Names, outbox: Outbox, deaths: Deaths, trouble: Callable[[], str]
+        self,
+        cluster: Cluster,
+        register: Register,
+        names: Names,
+        outbox: Outbox,
+        deaths: Deaths,
+        trouble: Callable[[], str],
     ) -> None:
+        self._register = register
         self._deaths = deaths
         self._cluster = cluster
         self._names = names
@@ -75,7 +83,7 @@ class Forwarder:
         if not topics:
             return
         if self.reader is None:
-            self.reader = Reader(self._cluster, self._names.delay_group, topics, self, "earliest", 1.0)
+            self.reader = Reader(self._cluster, self._register, self._names.delay_group, topics, self, "earliest", 1.0)
             self.reader.start()
         else:
             self.reader.subscribe(topics)

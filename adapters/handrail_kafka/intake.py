@@ -26,6 +26,7 @@ from handrail_kafka.options import TopicOptions
 from handrail_kafka.part import Part
 from handrail_kafka.progress import MOST_COUNTS, Counts
 from handrail_kafka.reader import Reader
+from handrail_kafka.register import Register
 
 log = get_logger("handrail.kafka")
 
@@ -164,12 +165,14 @@ class Intake:
     def __init__(
         self,
         cluster: Cluster,
+        register: Register,
         spec: QueueSpec,
         options: TopicOptions,
         levels: dict[int, str],
         deaths: Deaths,
     ) -> None:
         self._cluster = cluster
+        self._register = register
         self.deaths = deaths
         self.spec = spec
         self.options = options
@@ -223,6 +226,7 @@ class Intake:
                 level = Level(self, rank)
                 level.reader = Reader(
                     self._cluster,
+                    self._register,
                     topic,
                     [topic],
                     level,

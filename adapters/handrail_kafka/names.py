@@ -18,6 +18,8 @@ class Names:
         self.delay_group = f"{prefix}handrail.delay"
         #: The topic by which workers are asked to mark messages that only they may mark.
         self.control = f"{prefix}handrail.control"
+        #: The topic that remembers which groups have handled messages of which partitions.
+        self.register = f"{prefix}handrail.groups"
 
     def queue(self, name: str) -> str:
         """The topic of a queue's default priority, and of its dead letters when *name* is their place."""

@@ -36,6 +36,7 @@ class Part:
         "lost",
         "marks",
         "moved_at",
+        "noted",
         "ours",
         "parked",
         "reader",
@@ -43,6 +44,7 @@ class Part:
         "sent",
         "stored",
         "told_held",
+        "topic_id",
         "tp",
         "tracker",
     )
@@ -52,6 +54,8 @@ class Part:
         self.tp = tp
         self.tracker = Tracker(start, stand.beyond)
         self.ours = stand.ours
+        self.topic_id = stand.topic_id
+        self.noted = stand.noted
         #: Set once, when it is no longer ours.
         self.lost = False
         #: What the owner has in hand of it, by offset.

@@ -36,7 +36,7 @@ async def plan(cluster: Cluster, names: Names, options: Options, queues: Sequenc
             settings = {
                 "partitions": str(partitions),
                 "replication": str(copies),
-                **topic_settings(copies, roomy=topic in roomy),
+                **topic_settings(copies, compact=topic == names.register, roomy=topic in roomy),
             }
             planned[topic] = Planned("topic", topic, "later" if later else "missing", settings, detail)
         else:
@@ -51,6 +51,13 @@ async def plan(cluster: Cluster, names: Names, options: Options, queues: Sequenc
         if queue.dead_letter is not None:
             add(names.queue(queue.dead_letter), 1, options.replication, f"dead letters of {queue.name}")
     add(names.tier_for(0.0), 1, options.replication, "delays")
+    add(
+        names.register,
+        1,
+        options.replication,
+        "which groups have handled what; made with the first message",
+        later=True,
+    )
     for queue in queues:
         asked = of_queue(options, queue.name, queue.options)
         for low, topic in names.levels(queue.name).items():

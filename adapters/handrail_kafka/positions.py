@@ -14,19 +14,41 @@ from handrail_kafka.progress import Stand
 log = get_logger("handrail.kafka")
 
 
+class Log(msgspec.Struct, frozen=True):
+    """What a partition holds now."""
+
+    #: Its first offset, and the one that comes next.
+    begin: int
+    end: int
+    #: Id of its topic, where the servers tell it.
+    topic_id: str = ""
+    #: The group has finished something of it before, as the register has it.
+    known: bool = False
+
+
 def start_of(
-    tp: TopicPartition, group: str, committed: OffsetAndMetadata | None, begin: int, end: int, on_lost: LostPosition
+    tp: TopicPartition, group: str, committed: OffsetAndMetadata | None, held: Log, on_lost: LostPosition
 ) -> tuple[Stand, int] | str:
-    """What is known of *tp*, whose log reaches from *begin* to *end*, and where to go on.
+    """What is known of *tp*, which is *held* by the server, and where to go on.
 
     Or, where a person must decide that, one line of why.
     """
     where = f"{tp.topic}/{tp.partition}"
+    begin, end = held.begin, held.end
+    new = Stand(begin, topic_id=held.topic_id, noted=held.known)
     if committed is not None and committed.offset >= 0:
         stand, wrong = progress.decode(committed.offset, committed.metadata or "")
+        if stand.topic_id and held.topic_id and stand.topic_id != held.topic_id:
+            log.warning(
+                "the topic was deleted and made anew; all that it holds now is handled", partition=where, group=group
+            )
+            return msgspec.structs.replace(new, noted=False), begin
+        stand = msgspec.structs.replace(stand, topic_id=held.topic_id)
         if not wrong and stand.watermark + len(stand.beyond) > end:
             wrong = f"it claims offsets up to {stand.watermark + len(stand.beyond)}, the log ends at {end}"
-            stand = Stand(stand.watermark, ours=stand.ours)
+            stand = msgspec.structs.replace(
+                new, watermark=stand.watermark, ours=stand.ours, noted=stand.noted or new.noted
+            )
         if wrong and stand.watermark <= end:
             log.warning(
                 "what was finished beyond the watermark is not known; it is handled again",
@@ -37,16 +59,20 @@ def start_of(
         if stand.watermark <= end:
             return _what_is_left(stand, begin, where, group), max(stand.watermark, begin)
         what = f"the position {stand.watermark} lies beyond the log's end {end}"
-    elif begin in (0, end):
-        return Stand(begin), begin
+    elif begin == end or not held.known:
+        if begin < end and begin > 0:
+            log.info(
+                "the group is new here; it begins with the first record that is left", partition=where, group=group
+            )
+        return new, begin
     else:
         what = "its position is gone (the group was empty for longer than offsets.retention.minutes?)"
     if on_lost == "earliest":
         log.warning("position lost; everything that is left is handled again", partition=where, group=group)
-        return Stand(begin), begin
+        return new, begin
     if on_lost == "latest":
         log.warning("position lost; what waits is skipped", partition=where, group=group, messages=end - begin)
-        return Stand(end), end
+        return msgspec.structs.replace(new, watermark=end), end
     return (
         f"group {group!r} has lost its place in {where}: {what}; set on_lost_position: "
         f"earliest to handle again what is left ({end - begin} records), or latest to skip it"

@@ -62,6 +62,10 @@ class Stand(msgspec.Struct, frozen=True):
     board: str = ""
     #: Boards of workers that had it before and of whose messages some may still lie here: below which offset, and its path.
     before: tuple[tuple[int, str], ...] = ()
+    #: Id of the topic, where the servers tell it: another topic of that name has other messages.
+    topic_id: str = ""
+    #: The register knows that the group has handled messages of it.
+    noted: bool = False
 
     @property
     def finished(self) -> int:
@@ -86,7 +90,8 @@ def encode(stand: Stand) -> tuple[int, str]:
             break
         board += entry
     held = ".".join(str(at - stand.watermark) for at in stand.held_at[:MOST_HELD])
-    head = f"{stand.watermark};{stand.held}{':' if held else ''}{held};{'o' if stand.ours else '-'};{counts};{board};"
+    topic = f"{'o' if stand.ours else '-'}{'n' if stand.noted else ''}:{stand.topic_id}"
+    head = f"{stand.watermark};{stand.held}{':' if held else ''}{held};{topic};{counts};{board};"
     while True:
         text = head + _encode_map(beyond)
         text = f"{_MARK};{zlib.crc32(text.encode()):x};{text}"
@@ -173,7 +178,8 @@ def decode(offset: int, text: str) -> tuple[Stand, str]:
         return Stand(offset), "its metadata is damaged"
     parts = [mark, *rest.split(";", 7)]
     try:
-        base, ours = int(parts[1]), parts[3] == "o"
+        base = int(parts[1])
+        facts, _, topic_id = parts[3].partition(":")
         number, _, places = parts[2].partition(":")
         held, held_at = int(number), tuple(base + int(place) for place in places.split(".")) if places else ()
         if base != offset:
@@ -183,7 +189,16 @@ def decode(offset: int, text: str) -> tuple[Stand, str]:
         board = unquote(board)
         folder = board.rpartition("/")[0] + "/"
         stand = Stand(
-            offset, b"", held, held_at, ours, counts, board, tuple(_before(one, base, folder) for one in before)
+            offset,
+            b"",
+            held,
+            held_at,
+            "o" in facts,
+            counts,
+            board,
+            tuple(_before(one, base, folder) for one in before),
+            topic_id,
+            "n" in facts,
         )
         if parts[6] == "":
             return stand, ""

@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition, errors
 from aiokafka.structs import OffsetAndMetadata
 
+from handrail.errors import BrokerError
 from handrail.logger import get_logger
 from handrail_kafka import faults, progress
 from handrail_kafka.cluster import Cluster
@@ -22,8 +23,9 @@ from handrail_kafka.ending import end_consumer
 from handrail_kafka.fetching import spare
 from handrail_kafka.options import LostPosition
 from handrail_kafka.part import Owner, Part
-from handrail_kafka.positions import start_of
+from handrail_kafka.positions import Log, start_of
 from handrail_kafka.progress import MOST_HELD, Stand
+from handrail_kafka.register import Register
 from handrail_kafka.sharing import Claim, Sharing
 
 log = get_logger("handrail.kafka")
@@ -39,6 +41,8 @@ REJOIN = 30.0
 #: Seconds between two looks whether a draining partition is empty, and from the first empty one to joining anew: each join
 #: stops all members for a moment, so those that are empty a little later should not need their own.
 DRAIN_EVERY, GATHER = 0.02, 0.1
+#: Seconds until the register is tried again when it could not be written.
+NOTE_AGAIN = 60.0
 #: Seconds between two returns of the space of finished messages.
 RECLAIM_EVERY = 60.0
 #: Seconds after which a commit that is not answered makes what is finished count as in hand: until then it costs no speed.
@@ -51,9 +55,18 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
     """One consumer and what is ours through it. It rebuilds itself on any doubt."""
 
     def __init__(
-        self, cluster: Cluster, group: str, topics: Iterable[str], owner: Owner, lost: LostPosition, revoke_wait: float
+        self,
+        cluster: Cluster,
+        register: Register,
+        group: str,
+        topics: Iterable[str],
+        owner: Owner,
+        lost: LostPosition,
+        revoke_wait: float,
     ) -> None:
         self._cluster = cluster
+        self._register = register
+        self._noting: asyncio.Task[None] | None = None
         self.group = group
         self._topics = sorted(topics)
         self._owner = owner
@@ -109,6 +122,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         commit.cancel()
         run.cancel()
         await asyncio.gather(run, commit, watch, return_exceptions=True)
+        if self._noting is not None:
+            self._noting.cancel()
         await self._stop_consumer()  # one that was being built when this began
         self._lose(list(self.parts.values()))
         self.parts.clear()
@@ -360,6 +375,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                     counts,
                     self._owner.board,
                     part.boards() if part.left else (),
+                    part.topic_id,
+                    part.noted,
                 )
             )
             part.full = len(text) > progress.FULL
@@ -385,6 +402,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         for part, count in marks:
             part.committed = max(part.committed, count)
             part.stored = part.sent
+            if count and not part.noted and not self._noting:
+                self._noting = asyncio.get_running_loop().create_task(self._note(part))
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -396,6 +415,23 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         if late:
             self._owner.resumed()
         return True
+
+    async def _note(self, part: Part) -> None:
+        """Have the register know that this group has finished something of *part*."""
+        try:
+            await self._register.add(self.group, part.tp, part.topic_id)
+            part.noted = part.dirty = True
+            self._dirty.set()
+        except (BrokerError, errors.KafkaError, OSError, TimeoutError) as error:
+            text = faults.explain(error, self._cluster.place) if not isinstance(error, BrokerError) else str(error)
+            if text not in self._said:
+                self._said.add(text)
+                log.warning(
+                    "it is not written down that this group was here: a lost position may look new", reason=text
+                )
+            await asyncio.sleep(NOTE_AGAIN)
+        finally:
+            self._noting = None
 
     def _claim(self) -> Claim:
         had = [(tp.topic, tp.partition, part.pending) for tp, part in self.parts.items() if not part.lost]
@@ -454,17 +490,23 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             found = await coordinator.fetch_committed_offsets(fresh)
             begins = await self._cluster.begins(fresh)
             ends = await self._cluster.ends(fresh)
+            ids = await self._cluster.ids({tp.topic for tp in fresh})
+            without = {
+                tp: ids.get(tp.topic, "") for tp in fresh if begins[tp] < ends[tp] and not _is_there(found.get(tp))
+            }
+            known = await self._register.known(self.group, without) if without else set()
             for tp in fresh:
                 committed = found.get(tp)
                 commit = None
-                if committed is not None and committed.offset >= 0:
+                if committed is not None and _is_there(committed):
                     commit = committed.offset, committed.metadata or ""
                 before = self.parts.get(tp)
                 if before is not None and not before.lost and commit in (before.stored, before.sent):
                     # who has had it meanwhile, if anyone, has finished nothing of it
                     parts[tp] = before
                     continue
-                start = start_of(tp, self.group, committed, begins[tp], ends[tp], self._on_lost)
+                held = Log(begins[tp], ends[tp], ids.get(tp.topic, ""), tp in known)
+                start = start_of(tp, self.group, committed, held, self._on_lost)
                 if isinstance(start, str):
                     stuck[tp] = f"{self._cluster.place}: {start}"
                     continue
@@ -545,6 +587,24 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             for part in parts:
                 part.held.clear()
 
+    def compare(self, ids: Mapping[str, str], partitions: Mapping[str, int]) -> None:
+        """Begin anew if a topic is not the one any more that its parts are of, and have new partitions shared.
+
+        *ids* and number of *partitions* by topic. By itself the client looks for them every few minutes.
+        """
+        consumer = self._consumer
+        there = {topic: partitions[topic] for topic in self._topics if topic in partitions}
+        # not of a topic that is gone: many servers would make it anew for the asking, with settings that lose messages
+        if consumer is not None and any(
+            len(consumer.partitions_for_topic(topic) or ()) != count for topic, count in there.items()
+        ):
+            consumer._client.force_metadata_update()
+        for part in self.parts.values():
+            now = ids.get(part.tp.topic)
+            if part.topic_id and now and now != part.topic_id and not part.lost:
+                self._rebuild = f"topic {part.tp.topic!r} was deleted and made anew; connecting anew"
+                self._wake.set()
+
     # --- doubts -------------------------------------------------------------------------------------------------------
 
     async def settled_start(self, patience: float) -> None:
@@ -613,3 +673,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 for tp, at in offsets.items():
                     if tp in self.parts:
                         self.parts[tp].reclaimed = at
+
+
+def _is_there(committed: OffsetAndMetadata | None) -> bool:
+    """Whether the group has a position at all."""
+    return committed is not None and committed.offset >= 0

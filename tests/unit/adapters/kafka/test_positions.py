@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.structs import OffsetAndMetadata
 
 from handrail.adapter import Adapter, BrokerSettings, Delivery, QueueSpec, Settlement, Verb, load
@@ -132,6 +133,79 @@ async def test_a_lost_position_stops_the_queue_until_a_person_decides(site: Site
         assert not worker.health().up
         assert "lies beyond the log's end 3" in worker.health().detail
     assert site.got == []
+
+
+async def test_a_position_that_was_forgotten_is_noticed_though_the_log_is_whole(site: Site) -> None:
+    """A group whose offsets expired replays nothing of what it handled: the queue stops, until a person decides."""
+    async with site.opened() as worker:
+        await worker.publish([Message(queue="work", id=new_id(), body=b"%d" % n) for n in range(3)], 20.0)
+        await site.taken(worker, 3)
+        assert await worker.settle([Settlement(one, Verb.ACK) for one in site.got]) == []
+        [level] = worker._core.intakes["work"].levels  # type: ignore[attr-defined]
+        [part] = level.reader.parts.values()
+        await until(lambda: part.noted)
+    async with site.admin() as admin:
+        [(_group, code)] = (await admin._send_request(DeleteGroupsRequest([site.topic]))).results
+        assert code == 0
+
+    async with site.opened() as worker:
+        await site.subscribe(worker)
+        await until(lambda: "on_lost_position" in worker.health().detail)
+        assert "its position is gone" in worker.health().detail
+        assert len(site.got) == 3
+    async with site.opened(on_lost_position="latest") as worker:
+        await site.subscribe(worker)
+        await until(lambda: worker.health().up)
+        await worker.publish([Message(queue="work", id=new_id(), body=b"new")], 20.0)
+        await until(lambda: len(site.got) == 4)
+    assert site.got[-1].message.body == b"new"
+
+
+async def test_a_group_that_is_new_to_an_old_topic_begins_with_what_is_left(site: Site, logs: list[Any]) -> None:
+    """A topic of others, whose first records are gone, is handled from the first that is there."""
+    await site.publish(*(b"%d" % n for n in range(5)))
+    async with site.admin() as admin:
+        await admin.delete_records({site.tp: RecordsToDelete(2)})
+        [(_group, code)] = (await admin._send_request(DeleteGroupsRequest([site.topic]))).results
+        assert code == 0
+
+    async with site.opened() as worker:
+        assert await site.taken(worker, 3) == [b"2", b"3", b"4"]
+    assert [one for one in logs if "the group is new here" in one["event"]]
+
+
+async def test_what_a_topic_holds_that_was_made_anew_is_handled(site: Site, logs: list[Any]) -> None:
+    """Offsets of a deleted topic say nothing of the one that bears its name now, even where that has grown past them."""
+    await site.publish(*(b"%d" % n for n in range(5)))
+    await site.commit(*encode(Stand(3, b"\x00\x01", topic_id="another")))
+
+    async with site.opened() as worker:
+        assert await site.taken(worker, 5) == [b"0", b"1", b"2", b"3", b"4"]
+    assert [one for one in logs if "made anew" in one["event"]]
+
+
+async def test_a_worker_notices_that_its_topic_was_made_anew(site: Site) -> None:
+    """While it works, its topic is deleted, made again, and filled past where it was: it handles all that the new one holds."""
+    async with site.opened() as worker:
+        await worker.publish([Message(queue="work", id=new_id(), body=b"old") for _ in range(20)], 20.0)
+        await site.taken(worker, 20)
+        assert await worker.settle([Settlement(one, Verb.ACK) for one in site.got]) == []
+        async with site.admin() as admin:
+            await admin.delete_topics([site.topic])
+            async with asyncio.timeout(30):
+                # the server may make it itself, for whoever asks for it first
+                while (await admin.create_topics([NewTopic(site.topic, 1, 1)])).topic_errors[0][1] not in (
+                    errors.NoError.errno,
+                    errors.TopicAlreadyExistsError.errno,
+                ):
+                    await asyncio.sleep(0.05)
+        other = AIOKafkaProducer(bootstrap_servers=site.server, acks="all")
+        await other.start()
+        for n in range(40):
+            await other.send_and_wait(site.topic, b"%d" % n)
+        await other.stop()
+
+        await until(lambda: {b"%d" % n for n in range(40)} <= {one.message.body for one in site.got})
 
 
 async def test_a_map_that_claims_what_the_log_no_longer_holds_is_dropped(site: Site, logs: list[Any]) -> None:
