@@ -47,10 +47,10 @@ def site(project: Project) -> Project:
     return project
 
 
-def configure(site: Project, kafka: str, handler: str, **queue: object) -> None:
+def configure(site: Project, kafka: str, handler: str, *, partitions: int = 1, **queue: object) -> None:
     site.configure(
         {"work": {"handler": handler, **queue}},
-        brokers={"default": {"url": kafka, "partitions": 1}},
+        brokers={"default": {"url": kafka, "partitions": partitions}},
         prefix=f"a{uuid.uuid4().hex[:8]}-",
     )
 
@@ -147,3 +147,24 @@ def test_order_by_key_holds_through_kill_9(site: Project, kafka: str) -> None:
         starts = [entry.n for entry in site.entries("start") if entry.n % 4 == key]
         assert starts == sorted(starts), key
     assert len(site.entries("end")) <= 800 + 2 * 50
+
+
+def test_order_by_key_holds_while_workers_come_and_go(site: Project, kafka: str) -> None:
+    """Partitions move under load, with retries waiting in place: each key stays in its order, and nothing runs twice."""
+    configure(site, kafka, "on_kafka.in_order", partitions=4, order="key", concurrency=10, backoff=["200ms"])
+    for key in range(8):
+        site.send_lines("work", ({"n": n} for n in range(key, 1600, 8)), "--key", f"k{key}")
+    workers = [site.worker("work")]
+    for handled in (100, 300, 500):
+        wait_for(lambda handled=handled: ends(site) > handled, "some handled")  # type: ignore[misc]
+        workers.append(site.worker("work"))
+    assert workers.pop(0).stop() == 0
+
+    wait_for(lambda: ends(site) >= 1600, "all handled")
+    wait_for(lambda: site.depths("work") == {"ready": 0, "delayed": 0, "active": 0, "dead": 0}, "an empty queue")
+    assert sorted(entry.n for entry in site.entries("end")) == list(range(1600))
+    assert len({entry.pid for entry in site.entries("end")}) > 1
+    for key in range(8):
+        starts = [entry.n for entry in site.entries("start") if entry.n % 8 == key]
+        assert starts == sorted(starts), key
+    assert [worker.stop() for worker in workers] == [0, 0, 0]
