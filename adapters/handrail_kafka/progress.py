@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import heapq
 import re
 import zlib
@@ -22,6 +23,9 @@ METADATA_LIMIT = 4096
 FULL = 3000
 #: A span of this many offsets always fits: its bitmap is 2000 bytes, 2500 in base85.
 SAFE_SPAN = 16_000
+
+#: Bytes of a bitmap below which nothing is gained by packing it: there is one with each commit, and time is dearer than room.
+PLAIN = 400
 
 #: Messages whose counts are kept beside the map; more are given back through the topic's tail, where order allows.
 MOST_COUNTS = 40
@@ -78,7 +82,7 @@ def encode(stand: Stand) -> tuple[int, str]:
     beyond = stand.beyond
     counts = _encode_counts(stand) if stand.counts else ""
     own = stand.board if len(stand.board) < MOST_PATH else ""
-    board = quote(own)
+    board = _quoted(own)
     folder = own.rpartition("/")[0] + "/"
     room = MOST_PATH * 3
     for below, path in stand.before:
@@ -100,12 +104,17 @@ def encode(stand: Stand) -> tuple[int, str]:
         beyond = beyond[: len(beyond) * 3 // 4].rstrip(b"\x00")
 
 
+@functools.lru_cache(maxsize=16)
+def _quoted(path: str) -> str:
+    return quote(path)
+
+
 def _encode_map(beyond: bytes) -> str:
     if not beyond:
         return ""
     bitmap = _bits(beyond)
     mode, data = "b", bitmap
-    if len(bitmap) > 64:
+    if len(bitmap) > PLAIN:
         runs = _varints(len(run) for run in _RUNS.findall(beyond)) if beyond else b""
         if beyond[:1] == b"\x01":
             runs = b"\x00" + runs
