@@ -38,9 +38,11 @@ WATCH_EVERY = 10.0
 STALLED = 30.0
 #: Seconds that members get to join anew; all they do before is one commit.
 REJOIN = 30.0
-#: Seconds between two looks whether a draining partition is empty, and from the first empty one to joining anew: each join
-#: stops all members for a moment, so those that are empty a little later should not need their own.
-DRAIN_EVERY, GATHER = 0.02, 0.1
+#: Seconds between two looks whether a draining partition is empty, at first and at most: each asks for what waits.
+DRAIN_EVERY, DRAIN_EVERY_MOST = 0.02, 0.25
+#: Seconds from the first one that is empty to joining anew: each join stops all members for a moment, so those that are
+#: empty a little later should not need their own.
+GATHER = 0.1
 #: Seconds until the register is tried again when it could not be written.
 NOTE_AGAIN = 60.0
 #: Seconds between two returns of the space of finished messages.
@@ -551,7 +553,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         """
         pause = self._revoke_wait
         while parts:
-            until = time.monotonic() + self._revoke_wait
+            until, wait = time.monotonic() + self._revoke_wait, DRAIN_EVERY
             for part in parts:
                 part.draining = True
             while time.monotonic() < until or not self._owner.roomy:
@@ -560,7 +562,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                     await asyncio.sleep(GATHER)
                     self._consumer._coordinator.request_rejoin()
                     return
-                await asyncio.sleep(DRAIN_EVERY)
+                await asyncio.sleep(wait)
+                wait = min(1.2 * wait, DRAIN_EVERY_MOST)
             self._restore(parts)
             log.debug("partitions stay for now: what runs takes long", group=self.group, partitions=len(parts))
             await asyncio.sleep(pause)
