@@ -129,6 +129,36 @@ def test_what_is_written_and_read_directly_is_what_is_written_and_read_by_parts(
     assert wire.message("work", encoded, b"{}") == wire.message("work", tables.decode(encoded), b"{}")
 
 
+@given(st.integers(0, 9), st.floats(1e9, 1.7e9), st.integers(0, 2**80 - 1), st.data())
+def test_a_message_that_asks_for_nothing_has_no_table(
+    priority: int, sent_at: float, chance: int, data: st.DataObject
+) -> None:
+    """Its id and two properties tell when it was sent, to the millisecond; any client reads them, damaged ones too."""
+    sent = Message(
+        queue="work", id=f"{int(sent_at * 1000) << 80 | chance:032x}", body=b"{}", priority=priority, sent_at=sent_at
+    )
+    encoded = wire.encoded(sent)
+    found = tables.decode(encoded)
+
+    assert (found.headers, found.app_id, found.timestamp) == (None, "handrail", int(sent_at * 1000) // 1000)
+    crossed = wire.message("work", encoded, b"{}")
+    assert crossed.sent_at == pytest.approx(sent_at, abs=1.1e-3)
+    assert msgspec.structs.replace(crossed, sent_at=sent_at) == sent
+    assert wire.message("work", found, b"{}") == crossed
+    assert wire.encoded(crossed) == encoded
+
+    damaged = bytearray(encoded)
+    damaged[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        parts = tables.decode(bytes(damaged))
+    except ValueError:
+        return
+    direct, by_parts = wire.message("work", bytes(damaged), b"{}"), wire.message("work", parts, b"{}")
+    if not valid_id(parts.message_id or ""):
+        by_parts.id = direct.id  # a fresh one each
+    assert direct == by_parts
+
+
 FOREIGN_VALUES = st.recursive(
     TEXTS | st.binary(max_size=9) | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.none(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
