@@ -15,7 +15,7 @@ from handrail import adapter as port
 from handrail import board as boards
 from handrail import pipe
 from handrail.adapter import Delivery
-from handrail.dispatcher import fleet, hosts, verdict
+from handrail.dispatcher import core, fleet, hosts, verdict
 from handrail.dispatcher.lane import Lane
 from handrail.duration import LONGEST
 from handrail.errors import BrokerError, StartError
@@ -75,6 +75,19 @@ async def test_more_jobs_than_the_board_has_slots(site, monkeypatch) -> None:
 
     assert {kind for _, kind in site.outcomes()[:5]} == {"crashed"}
     assert {kind for _, kind in site.outcomes()[5:]} == {"completed"}
+
+
+async def test_a_worker_that_stood_still_hears_of_its_brokers_before_it_begins(site, monkeypatch) -> None:
+    """What was fetched before a long standstill may be another's by now: nothing of it is begun for a moment, and then all."""
+    monkeypatch.setattr(core, "WAKING", 0.5)
+    site.handler("def handler(message): note(time.monotonic())")
+    async with site.worker(site.queues()) as worker:
+        worker.dispatcher._sure_until = woke = time.monotonic()  # as if it had not looked round for long
+        await site.send(1, 2)
+        await site.until(lambda: len(site.seen) == 2, "both outcomes")
+
+    assert all(began >= woke + 0.5 for [began] in site.notes())
+    assert [entry for entry in site.logs if "stood still" in entry["event"]]
 
 
 async def test_options_from_the_wire_cannot_kill_a_host(site) -> None:
