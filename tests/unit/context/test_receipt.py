@@ -225,7 +225,7 @@ def _error_of(receipt):
 
 def test_a_failure_somebody_saw_is_not_logged(broker, caplog):
     """Whoever waits, awaits, reads the error or gives a callback has seen it."""
-    broker.refuse = lambda _: SendError("no room")
+    broker.refuse = lambda _: SendError("no room for what is seen")
 
     async def awaiting():
         with pytest.raises(SendError):
@@ -240,7 +240,8 @@ def test_a_failure_somebody_saw_is_not_logged(broker, caplog):
     gc.collect()
     assert context.queues.flush(5)
 
-    assert unseen(caplog) == []
+    # receipts that others threw away may be found only now
+    assert [line for line in unseen(caplog) if "what is seen" in line] == []
 
 
 def test_an_application_s_structlog_gets_the_failures(broker):
