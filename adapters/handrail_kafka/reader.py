@@ -69,6 +69,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._cluster = cluster
         self._register = register
         self._noting: asyncio.Task[None] | None = None
+        self._note_from = -math.inf
         self.group = group
         self._topics = sorted(topics)
         self._owner = owner
@@ -125,7 +126,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         run.cancel()
         await asyncio.gather(run, commit, watch, return_exceptions=True)
         if self._noting is not None:
-            self._noting.cancel()
+            # it is let come to its end: aiokafka leaves a connection open whose making is cancelled
+            await asyncio.wait([self._noting], timeout=5.0)
         await self._stop_consumer()  # one that was being built when this began
         self._lose(list(self.parts.values()))
         self.parts.clear()
@@ -404,7 +406,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         for part, count in marks:
             part.committed = max(part.committed, count)
             part.stored = part.sent
-            if count and not part.noted and not self._noting:
+            if count and not part.noted and not self._noting and time.monotonic() > self._note_from:
                 self._noting = asyncio.get_running_loop().create_task(self._note(part))
         for waiter in waiters:
             if not waiter.done():
@@ -431,7 +433,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 log.warning(
                     "it is not written down that this group was here: a lost position may look new", reason=text
                 )
-            await asyncio.sleep(NOTE_AGAIN)
+            self._note_from = time.monotonic() + NOTE_AGAIN
         finally:
             self._noting = None
 

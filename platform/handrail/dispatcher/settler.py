@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from handrail.adapter import Adapter, Delivery, Settlement
+from handrail.adapter import Adapter, Delivery, Settlement, Verb
 from handrail.config.model import QueueSettings
 from handrail.dispatcher.verdict import Verdict
 from handrail.errors import BrokerError
@@ -90,6 +90,13 @@ class Settler:
         try:
             while self._waiting and self._task is me:
                 batch, self._waiting = self._waiting, []
+                moves = [one for one in batch if one.verdict.verb is not Verb.ACK]
+                if moves and len(moves) < len(batch):
+                    # what must be stored elsewhere first may take long, and what is done with need not wait for it
+                    task = asyncio.get_running_loop().create_task(self._settle(moves))
+                    self._behind.add(task)
+                    task.add_done_callback(self._behind.discard)
+                    batch = [one for one in batch if one.verdict.verb is Verb.ACK]
                 await self._settle(batch)
         finally:
             if self._task is me:

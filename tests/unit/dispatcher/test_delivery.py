@@ -19,6 +19,7 @@ from handrail.dispatcher import core, fleet, hosts, verdict
 from handrail.dispatcher.lane import Lane
 from handrail.duration import LONGEST
 from handrail.errors import BrokerError, StartError
+from handrail.ledger.sqlite import SQLiteLedger
 from handrail.logs import Journal
 from handrail.message import Message, Options
 from handrail.outcome import Backoff, Outcome
@@ -463,6 +464,26 @@ async def test_a_second_sending_of_an_id_is_a_duplicate(site) -> None:
         await site.until(lambda: len(site.seen) == 3, "all three")
 
     assert dict(site.outcomes()) == {"first": "completed", "second": "duplicate", "foreign": "completed"}
+
+
+async def test_what_was_cancelled_while_it_waited_never_begins(site, monkeypatch) -> None:
+    """A worker that starts takes nothing before it has asked what was cancelled, however long the answer takes."""
+    asked = SQLiteLedger.cancelled
+
+    async def slowly(ledger: SQLiteLedger) -> set[tuple[str, str]]:
+        await asyncio.sleep(0.5)
+        return {*await asked(ledger), ("work", "unwanted")}
+
+    monkeypatch.setattr(SQLiteLedger, "cancelled", slowly)
+    site.handler("def handler(message): note(message)")
+    settings = site.queues(ledger="sqlite:ledger.db")
+    await site.send("unwanted", id="unwanted", send="one")
+    await site.send("wanted")
+    async with site.worker(settings):
+        await site.until(lambda: len(site.seen) == 2, "both outcomes")
+
+    assert dict(site.outcomes()) == {"unwanted": "cancelled", "wanted": "completed"}
+    assert site.notes() == [["wanted"]]
 
 
 async def test_large_bodies_and_results(site) -> None:
