@@ -53,6 +53,7 @@ def test_killing_the_server_at_random_moments_loses_nothing(
 ) -> None:
     """Every confirmed message is handled, by the workers that lived through it: they are subscribed again by themselves."""
     lay(project, "load.slow")
+    load.pace = 0.006  # what one worker is up to: no backlog grows from round to round
     chance = load.chance
     kills: list[Incident] = []
     workers = [project.worker("work"), project.worker("work")]
@@ -80,6 +81,7 @@ def test_killing_the_server_at_random_moments_loses_nothing(
 def test_freezing_the_server_loses_nothing(project: Project, load: Load, broker: Broker, server: Server) -> None:
     """A server that stands still, shorter and longer than it is believed to live, is taken up again where it was left."""
     lay(project, "load.slow")
+    load.pace = 0.006  # what one worker is up to: no backlog grows from round to round
     chance = load.chance
     incidents: list[Incident] = []
     workers = [project.worker("work"), project.worker("work")]
@@ -105,6 +107,7 @@ def test_freezing_the_server_loses_nothing(project: Project, load: Load, broker:
 def test_a_worker_frozen_for_too_long_loses_nothing(project: Project, load: Load, broker: Broker) -> None:
     """While it stands still its messages go to another; waking, it begins nothing of what it had only fetched."""
     lay(project, "load.slow")
+    load.pace = 0.006  # what one worker is up to: no backlog grows from round to round
     chance = load.chance
     incidents: list[Incident] = []
     workers = [project.worker("work"), project.worker("work")]
@@ -150,6 +153,7 @@ def leave(project: Project, chance: random.Random) -> Incident:
 def test_workers_that_come_and_go_under_load_lose_nothing(project: Project, load: Load, broker: Broker) -> None:
     """Scaling out and in beside a worker that stays: in order nothing runs twice, by a kill only what the lost one ran."""
     lay(project, "load.slow")
+    load.pace = 0.006  # what one worker is up to: no backlog grows from round to round
     incidents: list[Incident] = []
     stays = project.worker("work")
     for _ in range(rounds(2)):
