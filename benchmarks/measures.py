@@ -27,6 +27,7 @@ MEASURES = (
     Measure("publish bulk", "/s", "sent in bulks, until the broker has them safely"),
     Measure("publish single", "/s", "sent one by one, none waited for"),
     Measure("handle", "/s", "handled and acknowledged, all waiting at the start"),
+    Measure("handle, a task each", "/s", "the same; raw: each decoded, and a handler called in a task of its own"),
     Measure("send and handle", "/s", "handled while they are being sent"),
     Measure("latency p50", "ms", "from the send to the handler, at 500/s", None, 2),
     Measure("latency p99", "ms", "from the send to the handler, at 500/s", None, 2),

@@ -101,6 +101,8 @@ class _Bench:
             self.say(f"{broker.name}: raw client")
             raw = _raw(broker, plan, server, self._scratch)
             ours = handrail_column.measure(plan, url, self._scratch, broker.server, self.say)
+            if "handle, a task each" in raw:  # which ours always does
+                ours["handle, a task each"] = ours["handle"]
             self.columns[f"raw {broker.name}"] = raw
             self.columns[f"handrail on {broker.name}"] = ours
             self._print(broker, plan, raw, ours, time.monotonic() - began)
