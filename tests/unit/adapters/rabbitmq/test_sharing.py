@@ -86,7 +86,7 @@ def test_restarts_over_fetched_messages_count_nothing(server: Any, project: Proj
     project.send_bulk("work", list(range(40)))
     for turn in range(20):
         running = project.start()
-        project.until(lambda: len(project.notes("began")) >= 2, "two to run")
+        project.until(lambda turn=turn: len(project.notes("began")) >= 2 * turn + 2, "two to run")  # type: ignore[misc]
         running.pause()
         running.resume()
         if turn % 5 == 0:
