@@ -205,12 +205,7 @@ class KafkaAdapter:
         return await self._run(core.outbox.publish(messages, timeout, lambda: core.trouble))
 
     async def subscribe(
-        self,
-        queue: QueueSpec,
-        credit: int,
-        deliver: Deliver,
-        lost: Lost,
-        recall: Recall | None = None,
+        self, queue: QueueSpec, credit: int, deliver: Deliver, lost: Lost, recall: Recall | None = None
     ) -> Subscription:
         asks, core = self._open_core()
         intake = await self._run(core.attach(queue, credit, deliver, lost, recall, self._give_back))
@@ -390,13 +385,7 @@ class _Core:
             self.spawn(self._look_now())
 
     def _told(self, error: BaseException | None) -> None:
-        text = (
-            ""
-            if error is None
-            else str(error)
-            if isinstance(error, BrokerError)
-            else faults.explain(error, self._place)
-        )
+        text = "" if error is None else faults.explain(error, self._place)
         if text and text != self._said:
             log.error(text)
         elif not text and self._said:

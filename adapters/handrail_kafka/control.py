@@ -19,7 +19,7 @@ from handrail.errors import BrokerError
 from handrail.logger import get_logger
 from handrail_kafka.cluster import Cluster
 from handrail_kafka.part import Part
-from handrail_kafka.producer import Call, Entry, Producer
+from handrail_kafka.producer import Producer
 
 log = get_logger("handrail.kafka")
 
@@ -138,12 +138,7 @@ class Control:
         return marked
 
     async def _write(self, note: Note) -> None:
-        call = Call(1)
-        entry = Entry(call, 0, None, msgspec.json.encode(note), [], int(time.time() * 1000))
-        self._producer.add(TopicPartition(self._topic, 0), entry)
-        await call.done
-        if call.errors:
-            raise BrokerError(str(call.errors[0]))
+        await self._producer.store(self._topic, None, msgspec.json.encode(note))
 
     async def _notes(self, since: float) -> AsyncGenerator[Note, None]:
         """What is written from *since* on (Unix time in seconds), for ever."""

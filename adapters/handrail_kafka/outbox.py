@@ -79,7 +79,7 @@ class Outbox:
                 call.settle(entry.index, failure)
             return call.errors
         except (BrokerError, errors.KafkaError, OSError) as error:
-            text = str(error) if isinstance(error, BrokerError) else faults.explain(error, self._cluster.place)
+            text = faults.explain(error, self._cluster.place)
             for _topic, entry in placed:
                 call.settle(entry.index, SendError(text))
             return call.errors

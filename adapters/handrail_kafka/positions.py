@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import msgspec
 from aiokafka import TopicPartition
-from aiokafka.structs import OffsetAndMetadata
 
 from handrail.logger import get_logger
 from handrail_kafka import progress
 from handrail_kafka.options import LostPosition
+from handrail_kafka.part import Commit
 from handrail_kafka.progress import Stand
 
 log = get_logger("handrail.kafka")
@@ -27,7 +27,7 @@ class Log(msgspec.Struct, frozen=True):
 
 
 def start_of(
-    tp: TopicPartition, group: str, committed: OffsetAndMetadata | None, held: Log, on_lost: LostPosition
+    tp: TopicPartition, group: str, commit: Commit | None, held: Log, on_lost: LostPosition
 ) -> tuple[Stand, int] | str:
     """What is known of *tp*, which is *held* by the server, and where to go on.
 
@@ -36,8 +36,8 @@ def start_of(
     where = f"{tp.topic}/{tp.partition}"
     begin, end = held.begin, held.end
     new = Stand(begin, topic_id=held.topic_id, noted=held.known)
-    if committed is not None and committed.offset >= 0:
-        stand, wrong = progress.decode(committed.offset, committed.metadata or "")
+    if commit is not None:
+        stand, wrong = progress.decode(*commit)
         if stand.topic_id and held.topic_id and stand.topic_id != held.topic_id:
             log.warning(
                 "the topic was deleted and made anew; all that it holds now is handled", partition=where, group=group

@@ -7,6 +7,7 @@ producer is replaced, the batch's records go again one by one, and only the guil
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer, TopicPartition, errors
 from aiokafka.partitioner import DefaultPartitioner
 
-from handrail.errors import SendError
+from handrail.errors import BrokerError, SendError
 from handrail.logger import get_logger
 from handrail_kafka import faults
 from handrail_kafka.cluster import ROOMY_BATCH, Cluster
@@ -141,6 +142,14 @@ class Producer:
         if lane is None:
             lane = self._lanes[tp] = _Lane(self, tp)
         lane.add(entry)
+
+    async def store(self, topic: str, key: bytes | None, value: bytes) -> None:
+        """Store one record of our own in *topic*, which has one partition. Raises :class:`BrokerError`."""
+        call = Call(1)
+        self.add(TopicPartition(topic, 0), Entry(call, 0, key, value, [], int(time.time() * 1000)))
+        await call.done
+        if call.errors:
+            raise BrokerError(str(call.errors[0]))
 
     async def close(self) -> None:
         self.closed = True

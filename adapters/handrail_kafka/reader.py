@@ -22,7 +22,7 @@ from handrail_kafka.cluster import Cluster
 from handrail_kafka.ending import end_consumer
 from handrail_kafka.fetching import spare
 from handrail_kafka.options import LostPosition
-from handrail_kafka.part import Owner, Part
+from handrail_kafka.part import Commit, Owner, Part
 from handrail_kafka.positions import Log, start_of
 from handrail_kafka.progress import MOST_HELD, Stand
 from handrail_kafka.register import Register
@@ -427,7 +427,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             part.noted = part.dirty = True
             self._dirty.set()
         except (BrokerError, errors.KafkaError, OSError, TimeoutError) as error:
-            text = faults.explain(error, self._cluster.place) if not isinstance(error, BrokerError) else str(error)
+            text = faults.explain(error, self._cluster.place)
             if text not in self._said:
                 self._said.add(text)
                 log.warning(
@@ -491,26 +491,25 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         fresh = [tp for tp in assigned if tp not in parts]
         stuck: dict[TopicPartition, str] = {}
         if fresh:
-            found = await coordinator.fetch_committed_offsets(fresh)
+            commits: dict[TopicPartition, Commit] = {
+                tp: (found.offset, found.metadata or "")
+                for tp, found in (await coordinator.fetch_committed_offsets(fresh)).items()
+                if found.offset >= 0
+            }
             begins = await self._cluster.begins(fresh)
             ends = await self._cluster.ends(fresh)
             ids = await self._cluster.ids({tp.topic for tp in fresh})
-            without = {
-                tp: ids.get(tp.topic, "") for tp in fresh if begins[tp] < ends[tp] and not _is_there(found.get(tp))
-            }
+            without = {tp: ids.get(tp.topic, "") for tp in fresh if begins[tp] < ends[tp] and tp not in commits}
             known = await self._register.known(self.group, without) if without else set()
             for tp in fresh:
-                committed = found.get(tp)
-                commit = None
-                if committed is not None and _is_there(committed):
-                    commit = committed.offset, committed.metadata or ""
+                commit = commits.get(tp)
                 before = self.parts.get(tp)
                 if before is not None and not before.lost and commit in (before.stored, before.sent):
                     # who has had it meanwhile, if anyone, has finished nothing of it
                     parts[tp] = before
                     continue
                 held = Log(begins[tp], ends[tp], ids.get(tp.topic, ""), tp in known)
-                start = start_of(tp, self.group, committed, held, self._on_lost)
+                start = start_of(tp, self.group, commit, held, self._on_lost)
                 if isinstance(start, str):
                     stuck[tp] = f"{self._cluster.place}: {start}"
                     continue
@@ -678,8 +677,3 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 for tp, at in offsets.items():
                     if tp in self.parts:
                         self.parts[tp].reclaimed = at
-
-
-def _is_there(committed: OffsetAndMetadata | None) -> bool:
-    """Whether the group has a position at all."""
-    return committed is not None and committed.offset >= 0

@@ -7,23 +7,13 @@ once, and read only where a position is missing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 import msgspec
 from aiokafka import TopicPartition
 
-from handrail.errors import BrokerError
 from handrail_kafka.cluster import Cluster
-from handrail_kafka.producer import Call, Entry, Producer
-
-
-class Key(msgspec.Struct, frozen=True):
-    """What one record is about."""
-
-    group: str
-    topic: str
-    partition: int
+from handrail_kafka.producer import Producer
 
 
 class Register:
@@ -37,19 +27,13 @@ class Register:
     async def add(self, group: str, tp: TopicPartition, topic_id: str) -> None:
         """*group* has finished something of *tp*, whose topic has that id. Raises BrokerError and aiokafka's errors."""
         await self._cluster.create({self._topic: 1}, self._cluster.options.replication, compact=True)
-        key = msgspec.json.encode(Key(group, tp.topic, tp.partition))
-        call = Call(1)
-        entry = Entry(call, 0, key, topic_id.encode(), [], int(time.time() * 1000))
-        self._producer.add(TopicPartition(self._topic, 0), entry)
-        await call.done
-        if call.errors:
-            raise BrokerError(str(call.errors[0]))
+        await self._producer.store(self._topic, _key(group, tp), topic_id.encode())
 
     async def known(self, group: str, ids: Mapping[TopicPartition, str]) -> set[TopicPartition]:
         """Those of *ids* of which *group* has finished something; for each partition the id of its topic, if there is one."""
         if not await self._cluster.exists(self._topic):
             return set()
-        wanted = {msgspec.json.encode(Key(group, tp.topic, tp.partition)): tp for tp in ids}
+        wanted = {_key(group, tp): tp for tp in ids}
         found: dict[TopicPartition, str] = {}
         mine = [TopicPartition(self._topic, 0)]
         begins, ends = await self._cluster.begins(mine), await self._cluster.ends(mine)
@@ -60,3 +44,8 @@ class Register:
                     found[tp] = (record.value or b"").decode("ascii", "replace")
         # a topic that was made anew has other messages
         return {tp for tp, topic_id in found.items() if not ids[tp] or not topic_id or topic_id == ids[tp]}
+
+
+def _key(group: str, tp: TopicPartition) -> bytes:
+    """The key of the record about *tp* as *group* reads it."""
+    return msgspec.json.encode({"group": group, "topic": tp.topic, "partition": tp.partition})

@@ -44,7 +44,7 @@ def share(
                 owners[tp] = name
                 held[tp] = count
     found: Places = {name: [] for name in members}
-    wanted: Places = {name: [] for name in members}
+    wanted: Places = {}
     for tp, name in owners.items():
         found[name].append(tp)
     least, more = divmod(len(every), len(members)) if members else (0, 0)
@@ -52,14 +52,11 @@ def share(
         most = least + (more > 0)
         more -= len(found[name]) >= most and more > 0
         found[name].sort(key=lambda tp: (-held[tp], tp))
-        surplus = found[name][most:]
+        wanted[name] = [tp for tp in found[name][most:] if held[tp]]
+        most += len(wanted[name])  # what is in hand comes first
+        for tp in found[name][most:]:
+            del owners[tp]
         del found[name][most:]
-        for tp in surplus:
-            if held[tp]:
-                wanted[name].append(tp)
-                found[name].append(tp)
-            else:
-                del owners[tp]
     for tp in sorted(every - owners.keys()):
         readers = [name for name, (topics, _claim) in members.items() if tp.topic in topics]
         if readers:

@@ -209,20 +209,19 @@ def priority_of(record: Record) -> int:
     return DEFAULT_PRIORITY
 
 
+def _header(record: Record, wanted: str) -> bytes:
+    """The first header of that name which holds anything; nothing without one."""
+    return next((value for name, value in record.headers if name == wanted and value), b"")
+
+
 def sent_at_of(record: Record) -> float:
     """When *record* was sent, Unix time in seconds; 0 when it does not say."""
-    for name, value in record.headers:
-        if name == SENT_AT and value:
-            return number(value, 0.0)
-    return 0.0
+    return number(_header(record, SENT_AT), 0.0)
 
 
 def target_of(record: Record) -> str:
     """The queue that a record among the delays waits for."""
-    for name, value in record.headers:
-        if name == TARGET and value:
-            return value.decode("utf-8", "replace")
-    return ""
+    return _header(record, TARGET).decode("utf-8", "replace")
 
 
 def due_of(record: Record) -> float:
