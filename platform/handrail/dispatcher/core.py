@@ -179,14 +179,13 @@ class Dispatcher:
             for delivery in lane.forget(batch):
                 self._go_on(lane, delivery)
 
-        if self._ledger is not None:
-            self._cancelled = await self._ledger.cancelled()  # what was cancelled while it waited must not begin
-
         def recall(batch: list[Delivery]) -> None:
             for delivery in lane.take_waiting(batch):
                 self._judge(lane, delivery, verdict.UNSTARTED)
             lane.fit()
 
+        if self._ledger is not None:
+            self._cancelled = await self._ledger.cancelled()  # what was cancelled while it waited must not begin
         lane.subscription = await adapter.subscribe(queue.spec, lane.window, deliver, lost, recall)
         if self.paused:
             lane.subscription.pause()

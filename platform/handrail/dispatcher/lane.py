@@ -116,22 +116,10 @@ class Lane:
 
         Returns what may go on because that which it waited for is gone.
         """
-        gone = {id(delivery) for delivery in lost}
-        idle: set[int] = set()
-        for waiting in (self.buffer, self.suspects, self.unclaimed):
-            kept = [delivery for delivery in waiting if id(delivery) not in gone]
-            if self.sequences is not None:
-                idle.update(id(delivery) for delivery in waiting if id(delivery) in gone)
-            waiting.clear()
-            waiting.extend(kept)
+        waiting = self.take_waiting(lost)
         if self.sequences is None:
             return []
-        for delivery in lost:
-            resting = self.resting.pop(id(delivery), None)
-            if resting is not None:
-                resting[1].cancel()
-                idle.add(id(delivery))
-        return self.sequences.forget(lost, idle)
+        return self.sequences.forget(lost, {id(delivery) for delivery in waiting})
 
     def take_waiting(self, among: Iterable[Delivery] | None = None) -> list[Delivery]:
         """What was delivered and does not run, taken out: all of it, or what of it is *among* these."""

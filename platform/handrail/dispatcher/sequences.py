@@ -90,16 +90,7 @@ class Sequences:
     def forget(self, lost: Iterable[Delivery], idle: set[int]) -> list[Delivery]:
         """*lost* is no longer ours; *idle* are the ids of those whose outcome nobody waits for. Returns who may go on now."""
         gone = {id(delivery) for delivery in lost}
-        for sequence in [
-            sequence for sequence, behind in self._behind.items() if any(id(one) in gone for one in behind)
-        ]:
-            behind = self._behind[sequence]
-            kept = deque(one for one in behind if id(one) not in gone)
-            self.waiting -= len(behind) - len(kept)
-            if kept:
-                self._behind[sequence] = kept
-            else:
-                del self._behind[sequence]
+        self.take_waiting(gone)
         turn = []
         for head in [head for head in self._heads.values() if id(head) in gone]:
             if id(head) not in idle:
