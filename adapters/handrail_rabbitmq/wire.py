@@ -17,6 +17,7 @@ from handrail.message import (
     Message,
     apply_metadata,
     metadata,
+    moment_of,
     new_id,
     valid_id,
 )
@@ -164,7 +165,7 @@ def _lean(message: Message) -> bytes | None:
         or message.fault is not None
         or message.native is not None
         or message.content_type != JSON
-        or abs((moment := _moment(message.id)) - message.sent_at * 1000) >= 1
+        or abs((moment := moment_of(message.id)) - message.sent_at * 1000) >= 1
         or moment < 0
     ):
         return None
@@ -178,16 +179,6 @@ def _lean(message: Message) -> bytes | None:
             _LEAN_END,
         )
     )
-
-
-def _moment(message_id: str) -> int:
-    """When a message of this id was sent, Unix time in milliseconds, if the id is one of ours; else -1."""
-    if len(message_id) == 32 and message_id.isascii() and message_id.isalnum():
-        try:
-            return int(message_id[:12], 16)
-        except ValueError:
-            pass
-    return -1
 
 
 def _name(name: str) -> bytes:
@@ -242,7 +233,7 @@ def message(queue: str, found: pika.BasicProperties | bytes, body: bytes) -> Mes
     if kept or strange:
         made.native = Native(kept, strange)
     if not made.sent_at and isinstance(found.timestamp, int) and 0 < found.timestamp < 1e11:
-        moment = _moment(id_) / 1000
+        moment = moment_of(id_) / 1000
         made.sent_at = moment if is_lean and int(moment) == found.timestamp else float(found.timestamp)
     return made
 
@@ -290,7 +281,7 @@ def _from_lean(queue: str, found: bytes, body: bytes) -> Message | None:
     """The message, when *found* is what a sender who asks for nothing special writes."""
     at = len(_LEAN)
     id_ = found[at + 2 : at + 34].decode("ascii", "replace")
-    moment = _moment(id_)
+    moment = moment_of(id_)
     if (
         found[at] > HIGHEST
         or found[at + 1] != 32

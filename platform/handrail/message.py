@@ -70,12 +70,8 @@ class Message(msgspec.Struct, kw_only=True, omit_defaults=True):
         """
         if self.send:
             return True
-        if len(self.id) != 32 or not self.sent_at:
-            return False
-        try:
-            return abs(int(self.id[:12], 16) / 1000 - self.sent_at) < _SAME_MOMENT
-        except ValueError:
-            return False
+        moment = moment_of(self.id)
+        return moment >= 0 and self.sent_at > 0 and abs(moment / 1000 - self.sent_at) < _SAME_MOMENT
 
 
 def valid_id(value: str) -> bool:
@@ -86,6 +82,16 @@ def valid_id(value: str) -> bool:
 def new_id() -> str:
     """A fresh id: 32 hexadecimal digits, the first 12 the time in milliseconds, so that ids sort by age."""
     return f"{(time.time_ns() // 1_000_000) << 80 | random.getrandbits(80):032x}"
+
+
+def moment_of(message_id: str) -> int:
+    """When *message_id* was made, Unix time in milliseconds, if it is one of :func:`new_id`'s; else -1."""
+    if len(message_id) == 32 and message_id.isascii() and message_id.isalnum():
+        try:
+            return int(message_id[:12], 16)
+        except ValueError:
+            pass
+    return -1
 
 
 _encode = msgspec.json.encode
