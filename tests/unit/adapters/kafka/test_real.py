@@ -149,39 +149,60 @@ def test_a_worker_that_joins_and_leaves_disturbs_nothing() -> None:
         done: list[bytes] = []
         refused: list[Settlement] = []
         running: set[asyncio.Task[None]] = set()
+        sent: list[bytes] = []
+        enough = False
 
-        async def handle(adapter: Adapter, one: Delivery) -> None:
+        async def handle(adapter: Adapter, one: Delivery, handled: list[bytes]) -> None:
             await asyncio.sleep(0.02)
             done.append(one.message.body)
+            handled.append(one.message.body)
             refused.extend(await adapter.settle([Settlement(one, Verb.ACK)]))
 
-        async def serve(adapter: Adapter) -> None:
+        async def serve(adapter: Adapter) -> list[bytes]:
+            handled: list[bytes] = []
+
             def deliver(batch: list[Delivery]) -> None:
                 for one in batch:
-                    task = asyncio.get_running_loop().create_task(handle(adapter, one))
+                    task = asyncio.get_running_loop().create_task(handle(adapter, one, handled))
                     running.add(task)
                     task.add_done_callback(running.discard)
 
             await adapter.subscribe(QUEUE, 5, deliver, lambda _lost: None)
+            return handled
 
-        async with opened(prefix, partitions=4) as first:
-            await serve(first)
-            assert await first.publish(messages(*(b"%d" % n for n in range(1500))), 20.0) == {}
-            async with opened(prefix, partitions=4) as second:
-                await serve(second)
-                before = len(done)
-                async with asyncio.timeout(30):
-                    while len(done) < before + 50:
-                        await asyncio.sleep(0.01)
-                    subscription = next(iter(second._core.intakes.values()))  # type: ignore[attr-defined]
-                    subscription.paused = True
-                    while subscription.held:
-                        await asyncio.sleep(0.01)
-            async with asyncio.timeout(30):
-                while len(done) < 1500 or running:
+        async def keep_busy(client: Adapter) -> None:
+            # however long a join takes, there is something in hand to disturb
+            while not enough:
+                if len(sent) - len(done) < 200:
+                    bodies = [b"%d" % n for n in range(len(sent), len(sent) + 100)]
+                    sent.extend(bodies)
+                    assert await client.publish(messages(*bodies), 20.0) == {}
+                await asyncio.sleep(0.01)
+
+        async def until(true: Callable[[], bool]) -> None:
+            async with asyncio.timeout(60):
+                while not true():
+                    if load.done():
+                        await load
                     await asyncio.sleep(0.01)
 
-        assert sorted(done) == sorted(b"%d" % n for n in range(1500))
+        async with opened(prefix, "client", partitions=4) as client, opened(prefix, partitions=4) as first:
+            load = asyncio.create_task(keep_busy(client))
+            by_first = await serve(first)
+            await until(lambda: len(by_first) > 50)
+            async with opened(prefix, partitions=4) as second:
+                by_second = await serve(second)
+                await until(lambda: len(by_second) > 50)
+                subscription = next(iter(second._core.intakes.values()))  # type: ignore[attr-defined]
+                subscription.paused = True
+                await until(lambda: not subscription.held)
+            before = len(by_first)
+            await until(lambda: len(by_first) > before + 50)
+            enough = True
+            await load
+            await until(lambda: len(done) >= len(sent) and not running)
+
+        assert sorted(done) == sorted(sent)
         assert refused == []
 
     run(test)
