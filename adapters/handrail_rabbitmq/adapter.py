@@ -142,7 +142,8 @@ class RabbitMQAdapter:
         self._topology.made_level = self._made_level
         self._looking = Looking(self._topology, self._publisher)
         self._finished = Finished()
-        where = f"{self._place.host}:{self._place.port}/{self._place.vhost}/{self._settings.prefix}"
+        hosts = ",".join(sorted(f"{host}:{port}" for host, port in self._place.hosts))
+        where = f"{hosts}/{self._place.vhost}/{self._settings.prefix}"
         self._deaths = Deaths(where)
         self._open, self._role, self._pid = True, role, os.getpid()
         self._publish_link.on_up = self._publisher.begin

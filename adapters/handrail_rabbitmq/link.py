@@ -8,9 +8,11 @@ import random
 import re
 import ssl
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pika
 from pika import exceptions
 from pika.adapters.utils import connection_workflow
 
@@ -205,7 +207,9 @@ class Link:
         self.place = place
         self._notice = notice
         self._loop = asyncio.get_running_loop()
-        self._parameters = place.parameters()
+        # the next one to try first; clients spread over the nodes
+        self._parameters = deque(place.parameters())
+        self._parameters.rotate(random.randrange(len(self._parameters)))  # noqa: S311 - no secret
         self._raw: Any = None
         #: Raised by one with each connection: what belongs to an older one is of no use.
         self.epoch = 0
@@ -353,6 +357,21 @@ class Link:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _connect(self) -> Any:
+        """A connection to the first of the hosts that gives one. Raises :class:`BrokerError` when none does."""
+        failures = []
+        for _ in self.place.hosts:
+            parameters = self._parameters[0]
+            # should this node leave us, now or later, another is asked before it is again
+            self._parameters.rotate(-1)
+            try:
+                return await self._connect_to(parameters)
+            except _RefusedError:
+                raise
+            except BrokerError as error:
+                failures.append(str(error))
+        raise BrokerError("; ".join(failures))
+
+    async def _connect_to(self, parameters: pika.ConnectionParameters) -> Any:
         made = self._loop.create_future()
 
         def opened(raw: Any) -> None:
@@ -363,17 +382,18 @@ class Link:
 
         def failed(_raw: Any, error: BaseException) -> None:
             if not made.done():
-                made.set_exception(why_not(error, self.place))
+                made.set_exception(why_not(error, self.place, where))
 
+        where = f"{parameters.host}:{parameters.port}"
         raw = frames.connection()(
-            self._parameters, on_open_callback=opened, on_open_error_callback=failed, custom_ioloop=self._loop
+            parameters, on_open_callback=opened, on_open_error_callback=failed, custom_ioloop=self._loop
         )
         raw.add_on_connection_blocked_callback(self._on_blocked)
         raw.add_on_connection_unblocked_callback(self._on_unblocked)
         done, _ = await asyncio.wait([made], timeout=self.place.connect_timeout + 2.0)
         if not done:
             made.cancel()
-            raise BrokerError(f"no answer within {self.place.connect_timeout:g}s")
+            raise BrokerError(_no_answer(where, self.place))
         return made.result()
 
     async def _ping(self) -> None:
@@ -492,8 +512,12 @@ def _refused_by_tls(reason: str, where: str, place: Place) -> BrokerError:
     return _RefusedError(f"no TLS connection to {where}: {reason.replace('_', ' ').lower() or 'the server ended it'}")
 
 
-def why_not(error: BaseException, place: Place) -> BrokerError:
-    """Why no connection came about, and what to do."""
+def _no_answer(where: str, place: Place) -> str:
+    return f"no answer from {where} within {place.connect_timeout:g}s"
+
+
+def why_not(error: BaseException, place: Place, where: str) -> BrokerError:
+    """Why no connection to *where*, host and port, came about, and what to do."""
     if isinstance(error, exceptions.ProbableAuthenticationError | exceptions.AuthenticationError):
         return _RefusedError(f"the server refused user {place.user!r} or its password; check the URL's credentials")
     if isinstance(error, exceptions.ProbableAccessDeniedError):
@@ -503,7 +527,6 @@ def why_not(error: BaseException, place: Place) -> BrokerError:
         elif "limit" in str(error):
             return BrokerError("the server takes no more connections for this virtual host or user")
         return _RefusedError(f"{why}; rabbitmqctl add_vhost and set_permissions make one")
-    where = f"{place.host}:{place.port}"
     if isinstance(error, exceptions.IncompatibleProtocolError):
         # TLS 1.3 refuses a client's certificate only after the handshake, and pika keeps nothing of it but the text
         if place.tls:
@@ -530,5 +553,5 @@ def why_not(error: BaseException, place: Place) -> BrokerError:
     if isinstance(cause, OSError) and cause.strerror:
         return BrokerError(f"cannot connect to {where}: {cause.strerror}")
     if isinstance(cause, TimeoutError | connection_workflow.AMQPConnectorStackTimeout):
-        return BrokerError(f"no answer from {where} within {place.connect_timeout:g}s")
+        return BrokerError(_no_answer(where, place))
     return BrokerError(f"cannot connect to {where}: {cause or type(cause).__name__}")

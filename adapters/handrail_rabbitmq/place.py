@@ -45,8 +45,8 @@ class Place(msgspec.Struct, frozen=True):
 
     #: As people may see it.
     shown: str
-    host: str
-    port: int
+    #: Names and ports of the nodes, at least one.
+    hosts: tuple[tuple[str, int], ...]
     vhost: str
     user: str
     password: str
@@ -69,15 +69,18 @@ class Place(msgspec.Struct, frozen=True):
     def __repr__(self) -> str:
         return f"<Place {self.shown}>"
 
-    def parameters(self) -> pika.ConnectionParameters:
-        """What pika wants. Raises :class:`BrokerError` when a certificate cannot be read."""
-        options = pika.SSLOptions(self._context(), self.server_name or self.host) if self.tls else None
+    def parameters(self) -> list[pika.ConnectionParameters]:
+        """What pika wants, for each of the hosts. Raises :class:`BrokerError` when a certificate cannot be read."""
+        context = self._context() if self.tls else None
+        return [self._parameters(host, port, context) for host, port in self.hosts]
+
+    def _parameters(self, host: str, port: int, context: ssl.SSLContext | None) -> pika.ConnectionParameters:
         return pika.ConnectionParameters(
-            host=self.host,
-            port=self.port,
+            host=host,
+            port=port,
             virtual_host=self.vhost,
             credentials=pika.PlainCredentials(self.user, self.password),
-            ssl_options=options,
+            ssl_options=pika.SSLOptions(context, self.server_name or host) if context else None,
             heartbeat=self.heartbeat,
             # a block ends when the alarm does; what waits meanwhile has timeouts of its own
             blocked_connection_timeout=None,
@@ -122,7 +125,11 @@ def parse(settings: BrokerSettings) -> Place:
     credentials, at, location = rest.rpartition("@")
     location, _, query = location.partition("?")
     address, _, path = location.partition("/")
-    host, port = _address(address, where, tls=tls)
+    hosts = tuple(_address(one, where, tls=tls) for one in address.split(","))
+    if len(hosts) > 1 and "" in address.split(","):
+        raise BrokerError(
+            f"{where}: there is no host between two commas, or beside one; use amqp://…@one,two:5673/vhost"
+        )
     user, colon, password = credentials.partition(":")
     options = _options(dict(parse_qsl(query, keep_blank_values=True)), settings.options, where)
     declare = options.get("declare", "missing")
@@ -145,8 +152,7 @@ def parse(settings: BrokerSettings) -> Place:
         shown = f"{scheme}://{quote(user, safe='')}{secret}@{address}/{quote(vhost, safe='') if vhost != '/' else ''}"
     return Place(
         shown=shown,
-        host=host,
-        port=port,
+        hosts=hosts,
         vhost=vhost,
         user=user,
         password=options.get("password", unquote(password) if colon else "guest"),

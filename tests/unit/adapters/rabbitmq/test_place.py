@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from handrail import config
 from handrail.adapter import BrokerSettings, QueueSpec, load
 from handrail.errors import BrokerError
+from handrail.message import Message, new_id
 from handrail_rabbitmq.place import Place, parse
 
 
@@ -24,8 +26,8 @@ def test_what_is_left_out_is_the_servers_default() -> None:
     """amqp://host is user guest on port 5672, virtual host /; amqps:// is port 5671."""
     plain, tls = place("amqp://host"), place("amqps://host/")
 
-    assert (plain.host, plain.port, plain.vhost, plain.user, plain.password) == ("host", 5672, "/", "guest", "guest")
-    assert (tls.port, tls.tls, tls.vhost) == (5671, True, "/")
+    assert (plain.hosts, plain.vhost, plain.user, plain.password) == ((("host", 5672),), "/", "guest", "guest")
+    assert (tls.hosts, tls.tls, tls.vhost) == ((("host", 5671),), True, "/")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,19 @@ def test_credentials_may_hold_anything(url: str, user: str, password: str, vhost
     """Special characters are percent-encoded; a password that nobody escaped still works."""
     found = place(url)
 
-    assert (found.user, found.password, found.vhost, found.host) == (user, password, vhost, "h")
+    assert (found.user, found.password, found.vhost, found.hosts[0][0]) == (user, password, vhost, "h")
+
+
+def test_a_url_may_name_the_nodes_of_a_cluster() -> None:
+    """Hosts stand between commas, each with a port of its own or the usual one; the rest is said once, and masked as ever."""
+    found = place("amqp://user:p,ss@one,[::1]:5673,three:5674/shop")
+
+    assert found.hosts == (("one", 5672), ("::1", 5673), ("three", 5674))
+    assert (found.password, found.vhost, found.shown) == (
+        "p,ss",
+        "shop",
+        "amqp://user:***@one,[::1]:5673,three:5674/shop",
+    )
 
 
 @pytest.mark.parametrize("text", ["p%40ss", "a@b/c:d#e?f g", "Grüße", "100%", "'\"{}$&\\"])
@@ -49,7 +63,7 @@ def test_beside_the_url_nothing_is_encoded(text: str) -> None:
     found = place("amqp://h:5673", username=text, password=text, vhost=text)
 
     assert (found.user, found.password, found.vhost) == (text, text, text)
-    assert (found.host, found.port) == ("h", 5673)
+    assert found.hosts == (("h", 5673),)
 
 
 def test_what_stands_beside_the_url_completes_it() -> None:
@@ -102,6 +116,9 @@ def test_no_password_is_shown(password: str) -> None:
     [
         ("amqp://h?vhots=1", {}, "unknown option 'vhots'"),
         ("amqp://h:port/", {}, "'port' is no port"),
+        ("amqp://h,i:port/", {}, "'port' is no port"),
+        ("amqp://h,,i/", {}, "no host between two commas"),
+        ("amqp://h,/", {}, "no host between two commas, or beside one"),
         ("amqp://h", {"queue_type": "stream"}, "queue_type must be 'quorum' or 'classic'"),
         ("amqp://h", {"declare": "always"}, "declare must be"),
         ("amqp://h", {"heartbeat": "soon"}, "heartbeat must be a number"),
@@ -190,6 +207,40 @@ async def test_a_refused_port_is_tried_again_and_told(server: Any) -> None:
         async with asyncio.timeout(20):
             with pytest.raises(BrokerError, match="nothing listens"):
                 await adapter.depth("work")
+    finally:
+        await adapter.close()
+
+
+async def test_another_node_is_asked_where_one_does_not_answer(server: Any) -> None:
+    """With a node away the others serve, at the start as after a connection that broke, whichever was to be asked first."""
+    url = server.up().replace("127.0.0.1", "127.0.0.1:1,127.0.0.1")
+    adapter = load(BrokerSettings(name="default", url=url, root="/project", prefix=f"t{uuid.uuid4().hex[:8]}-"))
+    await adapter.open("client")
+    try:
+        await adapter.declare([QueueSpec(name="work")])
+        for round_ in range(3):
+            message = Message(queue="work", id=new_id(), body=b"%d" % round_)
+            assert await adapter.publish([message], 20.0) == {}
+            epoch = adapter._publish_link.epoch  # type: ignore[attr-defined]
+            await asyncio.to_thread(server.ctl, "close_all_connections", "test")
+            async with asyncio.timeout(30):
+                while adapter._publish_link.epoch == epoch:  # type: ignore[attr-defined]
+                    await asyncio.sleep(0.01)
+        assert (await adapter.depth("work")).ready == 3
+    finally:
+        await adapter.close()
+
+
+async def test_where_no_node_answers_all_are_named() -> None:
+    """The reason of each is told, in one line."""
+    url = "amqp://guest:s3cret@127.0.0.1:1,127.0.0.1:2"
+    adapter = load(BrokerSettings(name="default", url=url, root="/project"))
+    await adapter.open("client")
+    try:
+        detail = adapter.health().detail
+        assert "nothing listens on 127.0.0.1:1;" in detail
+        assert "nothing listens on 127.0.0.1:2;" in detail
+        assert "s3cret" not in detail
     finally:
         await adapter.close()
 
