@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import real_servers
 from certificates import TLSRabbitMQ
+from clusters import Cluster, KafkaCluster, RabbitMQCluster
 from real_servers import Kafka, RabbitMQ, Server, UnavailableError
 
 
@@ -42,7 +43,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a server of their own run in one process, where several share the work."""
     for item in items:
-        for name in ("own_rabbitmq", "tls_rabbitmq", "own_kafka"):
+        for name in ("own_rabbitmq", "tls_rabbitmq", "own_kafka", "own_rabbitmq_cluster", "own_kafka_cluster"):
             if name in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(name))
 
@@ -80,7 +81,7 @@ def kafka() -> str:
     return real_servers.need("kafka")
 
 
-S = TypeVar("S", bound=Server)
+S = TypeVar("S", bound=Server | Cluster)
 
 
 def _lent(server: S) -> Iterator[S]:
@@ -110,3 +111,15 @@ def tls_rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TLSRabbit
 def own_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
     """A Kafka for tests that kill, freeze or configure it; each leaves it running and as it was."""
     yield from _lent(Kafka(tmp_path_factory.mktemp("kafka")))
+
+
+@pytest.fixture(scope="session")
+def own_rabbitmq_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQCluster]:
+    """Three nodes of RabbitMQ for tests that kill one; each leaves all of them running."""
+    yield from _lent(RabbitMQCluster(tmp_path_factory.mktemp("rabbitmq-cluster")))
+
+
+@pytest.fixture(scope="session")
+def own_kafka_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """Three nodes of Kafka for tests that kill one; each leaves all of them running."""
+    yield from _lent(KafkaCluster(tmp_path_factory.mktemp("kafka-cluster")))

@@ -82,6 +82,8 @@ class Kafka(Server):
         """*properties*: further lines of its ``server.properties``; the last of a name counts."""
         super().__init__(folder)
         self.properties = properties
+        #: The id that the nodes of a cluster share.
+        self.cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
     def obtain(self) -> None:
         with locked(CACHE / "kafka.lock"):
@@ -128,11 +130,10 @@ class Kafka(Server):
             return
         # what an interrupted start left is no data yet
         shutil.rmtree(self.folder / "data", ignore_errors=True)
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         users = [f"{way}=[name={USER},password={PASSWORD}]" for way in ("SCRAM-SHA-256", "SCRAM-SHA-512")]
         users += ["SCRAM-SHA-512=[name=nobody,password=nobody]"]
         scram = [word for user in users for word in ("--add-scram", user)]
-        done = run(self.java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(settings), *scram))
+        done = run(self.java("kafka.tools.StorageTool", "format", "-t", self.cluster, "-c", str(settings), *scram))
         if done.returncode:
             raise UnavailableError(f"the storage could not be formatted: {done.stdout.strip()[-500:]}")
 

@@ -44,6 +44,10 @@ class Broker:
         """The same on a server that its tests may kill."""
         return replace(self, fixture=f"own_{self.fixture}")
 
+    def cluster(self) -> Broker:
+        """The same on three nodes that its tests may kill."""
+        return replace(self, fixture=f"own_{self.fixture}_cluster")
+
     def __str__(self) -> str:
         return self.name
 

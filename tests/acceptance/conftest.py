@@ -18,6 +18,8 @@ from chaos import SEED, SQLITE, Broker, Load, say
 from harness import Project
 from server import Server
 
+from clusters import Cluster
+
 
 @pytest.fixture
 def broker() -> Broker:
@@ -38,6 +40,13 @@ def url(broker: Broker, request: pytest.FixtureRequest) -> str:
 def server(broker: Broker, request: pytest.FixtureRequest) -> Server:
     """The server of *broker* itself, for tests that may kill it."""
     found: Server = request.getfixturevalue(broker.fixture)
+    return found
+
+
+@pytest.fixture
+def cluster(broker: Broker, request: pytest.FixtureRequest) -> Cluster:
+    """The nodes of *broker*, for tests that may kill one."""
+    found: Cluster = request.getfixturevalue(broker.fixture)
     return found
 
 

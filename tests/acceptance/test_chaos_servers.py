@@ -32,6 +32,8 @@ from chaos import (
 from harness import Project
 from server import Server
 
+from clusters import Cluster
+
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(180 + rounds(2) * 60)]
 
 #: What two workers may have in hand: what they run, and about as much again that ended and waits for its acknowledgement, or was
@@ -73,6 +75,37 @@ def test_killing_the_server_at_random_moments_loses_nothing(
 
     tolls = judge(project, load, kills)
     tell(f"killing the server on {broker}", load, tolls, project.overlaps())
+    assert max(toll.again for toll in tolls) <= IN_HAND
+    assert max(toll.age for toll in tolls) <= UNHEARD
+
+
+@pytest.mark.parametrize("broker", [one.cluster() for one in (RABBITMQ, KAFKA)], ids=str)
+def test_killing_a_node_of_a_cluster_loses_nothing(
+    project: Project, load: Load, broker: Broker, cluster: Cluster
+) -> None:
+    """With one node of three away the others take and give; what that costs is no more than a server's own death."""
+    lay(project, "load.slow")
+    load.pace = 0.006  # what one worker is up to: no backlog grows from round to round
+    chance = load.chance
+    kills: list[Incident] = []
+    workers = [project.worker("work"), project.worker("work")]
+    for _ in range(rounds(1, 0.2)):
+        load.go_on()
+        project.until_more("end", 50, timeout=60)
+        # the moment is the point: this waits for nothing
+        time.sleep(chance.random() * 0.5)
+        node = chance.choice(cluster.nodes)
+        at = time.monotonic()
+        node.send(signal.SIGKILL)
+        project.until_more("end", 50, timeout=60)
+        node.up()
+        kills.append(Incident(at, over=time.monotonic(), server=True))
+
+    until_all_is_done(project, load.stop())
+    assert [worker.stop() for worker in workers] == [0, 0]
+
+    tolls = judge(project, load, kills)
+    tell(f"killing a node on {broker}", load, tolls, project.overlaps())
     assert max(toll.again for toll in tolls) <= IN_HAND
     assert max(toll.age for toll in tolls) <= UNHEARD
 
