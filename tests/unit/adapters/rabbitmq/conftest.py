@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import uuid
 from collections.abc import Generator, Iterator
@@ -13,9 +15,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from rabbitmq_support import Bench, Project
+from server import install
 
 from handrail.adapter import BrokerSettings
-from real_servers import RabbitMQ
+from real_servers import RabbitMQ, UnavailableError
 
 
 @pytest.fixture
@@ -23,6 +26,22 @@ def server(own_rabbitmq: RabbitMQ) -> RabbitMQ:
     """A server that belongs to these tests, up."""
     own_rabbitmq.up()
     return own_rabbitmq
+
+
+@pytest.fixture(scope="session")
+def iptables() -> str:
+    """The program that makes packets vanish, installed where that may be done; for root alone."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make packets vanish")
+    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
+    if shutil.which("iptables", path=path) is None:
+        try:
+            install("iptables")
+        except UnavailableError as reason:
+            pytest.skip(str(reason))
+    found = shutil.which("iptables", path=path)
+    assert found is not None
+    return found
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def full_queue(url: str, name: str, length: int) -> None:
         channel.queue_declare(f"{name}.dead", durable=True)
 
 
-def test_a_web_request_that_sends_never_hangs(server: Any, project: Project) -> None:
+def test_a_web_request_that_sends_never_hangs(server: Any, project: Project, iptables: str) -> None:
     """Blocked, black-holed or gone: the request is answered after `send_timeout` with what is wrong, and then it works again."""
     project.handler("def handler(message): pass")
     project.queues(send_timeout="1s")
@@ -110,12 +110,12 @@ def test_a_web_request_that_sends_never_hangs(server: Any, project: Project) -> 
             status, text = ask(address)
             assert status == 503
             assert "memory" in text
-        with black_hole(url):
+        with black_hole(iptables, url):
             status, text = ask(address)
             assert status == 503
             assert "within 1s" in text
         project.until(lambda: ask(address) == (202, "sent"), "the black hole to be forgotten")
-    with web(project) as address, black_hole(url):
+    with web(project) as address, black_hole(iptables, url):
         status, text = ask(address)  # the first thing that this process ever sends
         assert status == 503
         assert "within 1s" in text

@@ -24,7 +24,7 @@ from handrail.errors import SendTimeoutError
 
 @pytest.mark.parametrize("directions", [("--dport", "--sport"), ("--sport",)], ids=["both ways", "answers only"])
 async def test_a_connection_whose_packets_vanish_is_noticed_and_replaced(
-    server: Any, bench: Bench, directions: tuple[str, ...]
+    server: Any, bench: Bench, iptables: str, directions: tuple[str, ...]
 ) -> None:
     """Health tells of a black hole within ten seconds, sends fail in time, and afterwards everything is handled."""
     before, after = messages(5), messages(5)
@@ -34,7 +34,7 @@ async def test_a_connection_whose_packets_vanish_is_noticed_and_replaced(
     await until(lambda: len(inbox.got) == 5, "the first")
     try:
         with structlog.testing.capture_logs() as logs:
-            with black_hole(bench.settings.url, *directions):
+            with black_hole(iptables, bench.settings.url, *directions):
                 began = time.monotonic()
                 errors = await worker.publish(messages(1), 1.0)
                 assert time.monotonic() - began < 5.0
