@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from real_servers import RabbitMQ
+from real_servers import RabbitMQ, Server
 
 #: What the server's certificate is for. Neither is the address 127.0.0.1.
 NAMES = ("localhost", "rabbit.example.org")
@@ -25,6 +25,10 @@ class TLSRabbitMQ(RabbitMQ):
     """A node that also listens for TLS, there for clients alone that show a certificate of its authority."""
 
     ports = (*RabbitMQ.ports, "tls")
+
+    def answers(self, port: int) -> bool:
+        # it opens the port for TLS last
+        return super().answers(port) and Server.answers(self, self.state["tls"])
 
     def prepare(self, state: dict[str, int], *, fresh: bool) -> None:
         if fresh:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import hypothesis
 import pytest
 
 # what tests share are modules of their own, and importmode=importlib puts no folder of tests on the path
@@ -22,6 +23,9 @@ from real_servers import Kafka, RabbitMQ, Server, UnavailableError
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not os.environ.get("CI"):  # where that is set, Hypothesis has a profile of its own that has no deadlines either
+        hypothesis.settings.register_profile("patient", deadline=None)
+        hypothesis.settings.load_profile("patient")
     config.addinivalue_line("markers", "chaos: kills processes for many rounds; HANDRAIL_CHAOS_ROUNDS sets how many")
 
 
@@ -43,8 +47,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a server of their own run in one process, where several share the work."""
     for item in items:
+        names = getattr(item, "fixturenames", ())
+        if item.get_closest_marker("timeout") is None and any(name.startswith(("own_", "tls_")) for name in names):
+            # the first of them waits for its server's start, and the last for its end
+            item.add_marker(pytest.mark.timeout(300))
         for name in ("own_rabbitmq", "tls_rabbitmq", "own_kafka", "own_rabbitmq_cluster", "own_kafka_cluster"):
-            if name in getattr(item, "fixturenames", ()):
+            if name in names:
                 item.add_marker(pytest.mark.xdist_group(name))
 
 

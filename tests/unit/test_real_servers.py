@@ -18,8 +18,8 @@ import real_servers  # noqa: F401 - it makes the scripts importable
 
 SERVE = """
 import socket, sys
-server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 open("starts", "a").write("x")
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 while True:
     server.accept()[0].close()
 """

@@ -136,8 +136,9 @@ def test_same_size_at_once(project: Path, way: str) -> None:
     watching(project, story)
 
 
-def test_thousand_files(project: Path, way: str) -> None:
+def test_thousand_files(project: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkout that writes a thousand files, and takes others away, is one change."""
+    monkeypatch.setattr(watch, "LONGEST", 20.0)
 
     def git(*arguments: str) -> None:
         own = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]

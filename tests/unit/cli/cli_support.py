@@ -64,6 +64,7 @@ class Terminal:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.code = os.waitstatus_to_exitcode(status)
+                self.read()  # what it said between the two looks
         return self.code is not None
 
     def wait(self) -> int:
@@ -103,7 +104,10 @@ class Project:
     def write(self, name: str, text: str) -> None:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        # at once, as editors do: whoever watches sees no half of it, however slow the disk is
+        half = path.with_name(f".{path.name}.half")
+        half.write_text(text, "utf-8")
+        half.replace(path)
 
     def lay(self, queues: str = "  task: task\n", handler: str | None = None, top: str = "") -> Project:
         self.write("queues.yaml", f"{top}queues:\n{queues}")

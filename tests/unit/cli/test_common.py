@@ -10,9 +10,10 @@ from handrail.cli.common import UsageError, ago, nearest, payload, preview, seco
 from handrail.message import Message
 
 
-def test_times_are_said_as_people_say_them() -> None:
+def test_times_are_said_as_people_say_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past and future, coarser the farther away; nothing for no time."""
     now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
     assert [ago(None), ago(now), ago(now - 42.2), ago(now - 7200 - 61), ago(now + 300.2), ago(now - 90000)] == [
         "–",
         "now",

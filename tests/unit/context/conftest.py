@@ -112,7 +112,7 @@ def settings() -> Settings:
             "email": QueueSettings("email", None),
             "Reports": QueueSettings("Reports", None, priority=7),
         },
-        send_timeout=5.0,
+        send_timeout=60.0,
         send_buffer=1000,
         max_message_bytes=10_000,
     )

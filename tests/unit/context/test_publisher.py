@@ -24,7 +24,9 @@ def hold(broker):
     """Have the broker take a first message and no other, so that what follows waits in the buffer."""
     broker.flowing.clear()
     first = send("email", "first")
-    assert broker.entered.wait(5)
+    while not broker.entered.wait(0.02):
+        if first.error is not None:  # this machine stood still: its time was over before it was taken
+            first = send("email", "first")
     return first
 
 
@@ -34,7 +36,7 @@ def test_what_gathers_goes_in_one_batch(broker):
     receipts = [send("email", number) for number in range(300)]
     broker.flowing.set()
     for receipt in receipts:
-        receipt.wait(5)
+        receipt.wait(30)
 
     assert broker.batches == [1, 300]
     assert [message.body for message in broker.stored[1:]] == [str(n).encode() for n in range(300)]
@@ -52,7 +54,7 @@ def test_each_thread_keeps_its_order(broker):
         thread.start()
     for thread in threads:
         thread.join()
-    assert context.queues.flush(5)
+    assert context.queues.flush(30)
 
     sent = [msgspec.json.decode(message.body) for message in broker.stored]
     assert len(sent) == 600
@@ -64,7 +66,7 @@ def test_one_connection_is_opened_and_only_when_something_is_sent(broker):
     """Importing and configuring opens nothing; the first send opens the broker once for the process."""
     assert broker.opened == 0
     for number in range(5):
-        send("email", number).wait(5)
+        send("email", number).wait(30)
     assert broker.opened == 1
 
 
@@ -75,7 +77,7 @@ def test_large_bulks_are_published_in_parts(broker, use, monkeypatch):
     monkeypatch.setattr(publisher, "BATCH_MESSAGES", 40)
     monkeypatch.setattr(publisher, "BATCH_BYTES", 3000)
     sizes = [10] * 100 + [1000] * 10 + [5000, 5000]
-    send_bulk("email", [f"{n:04}" + "x" * size for n, size in enumerate(sizes)]).wait(5)
+    send_bulk("email", [f"{n:04}" + "x" * size for n, size in enumerate(sizes)]).wait(30)
 
     assert [int(message.body[1:5]) for message in broker.stored] == list(range(len(sizes)))
     assert sum(broker.batches) == len(sizes)
@@ -93,9 +95,9 @@ def test_the_buffer_is_bounded(broker):
     assert isinstance(over.error, BufferFullError)
     assert "1,000 of 1,000 messages wait for the broker" in str(over.error)
     broker.flowing.set()
-    first.wait(5)
-    rest.wait(5)
-    send("email", "again").wait(5)
+    first.wait(30)
+    rest.wait(30)
+    send("email", "again").wait(30)
     assert len(broker.stored) == 1001
 
 
@@ -110,22 +112,23 @@ def test_a_bulk_beyond_the_buffer_is_refused_whole(broker):
 
 def test_the_timeout_counts_from_the_send_and_names_the_broker_s_state(broker, use):
     """What the broker did not take within send_timeout fails, with its state and without its password."""
-    use(send_timeout=0.3)
+    use(send_timeout=2.0)
     broker.obedient = False  # what was sent before holds it up until this one's time is over
     hold(broker)
     told: stdlib_queue.Queue[object] = stdlib_queue.Queue()
     began = time.monotonic()
     receipt = send("email", 1, told.put)
-    error = told.get(timeout=5)
+    error = told.get(timeout=30)
 
-    assert time.monotonic() - began >= 0.25
+    assert time.monotonic() - began >= 1.9
     assert isinstance(error, SendTimeoutError)
     assert receipt.error is error
-    assert "within 300ms: memory alarm: the broker blocks publishers" in str(error)
+    assert "within 2s: memory alarm: the broker blocks publishers" in str(error)
     assert "memory://user:***@here/" in str(error)
     assert "secret" not in str(error)
     broker.flowing.set()
-    send("email", 2).wait(5)
+    use(send_timeout=60.0)
+    send("email", 2).wait(30)
     assert b"1" not in [message.body for message in broker.stored]
 
 
@@ -135,10 +138,10 @@ def test_an_adapter_that_never_returns_is_replaced(broker, use):
     broker.obedient = False
     first = hold(broker)
     with pytest.raises(SendTimeoutError, match=r"did not confirm within 100ms.*it may or may not have it"):
-        first.wait(5)
+        first.wait(30)
     broker.flowing.set()
-    use(send_timeout=5.0)
-    send("email", 2).wait(5)
+    use(send_timeout=60.0)
+    send("email", 2).wait(30)
     assert broker.opened == 2
     assert broker.closed >= 1
 
@@ -155,7 +158,7 @@ def test_a_broker_that_comes_late_gets_everything(broker):
     broker.on_open = refuse
     receipts = [send("email", number) for number in range(10)]
     for receipt in receipts:
-        receipt.wait(5)
+        receipt.wait(30)
 
     assert len(tries) == 3
     assert [message.body for message in broker.stored] == [str(n).encode() for n in range(10)]
@@ -169,12 +172,18 @@ def test_a_broker_that_never_comes_is_named(broker, use):
         raise ConnectionRefusedError("connection refused")
 
     broker.on_open = refuse
+    while not broker.opened:
+        with pytest.raises(SendTimeoutError):
+            send("email", 0).wait(30)
     with pytest.raises(SendTimeoutError, match="took nothing within 300ms: ConnectionRefusedError: connection refused"):
-        send("email", 1).wait(5)
+        send("email", 1).wait(30)
 
 
-def test_a_refusal_that_waiting_cannot_mend_is_told_at_once(broker):
+def test_a_refusal_that_waiting_cannot_mend_is_told_at_once(broker, monkeypatch):
     """A wrong password fails the sends at once, in the adapter's words."""
+    from handrail.context import publisher
+
+    monkeypatch.setattr(publisher, "_REFUSED", 3600.0)
 
     def refuse():
         raise BrokerError("broker 'default': access refused for user 'user'")
@@ -183,7 +192,7 @@ def test_a_refusal_that_waiting_cannot_mend_is_told_at_once(broker):
     for _ in range(3):
         receipt = send("email", 1)
         with pytest.raises(SendError, match="access refused for user 'user'"):
-            receipt.wait(4)
+            receipt.wait(30)
     assert broker.opened == 1
 
 
@@ -196,8 +205,8 @@ def test_an_adapter_that_breaks_fails_its_batch_alone(broker, caplog):
 
     broker.refuse = explode
     with pytest.raises(SendError, match="ZeroDivisionError: a bug"):
-        send("email", "bad").wait(5)
-    send("email", "good").wait(5)
+        send("email", "bad").wait(30)
+    send("email", "good").wait(30)
 
     assert [message.body for message in broker.stored] == [b'"good"']
     assert any("an adapter failed to publish" in record.getMessage() for record in caplog.records)
@@ -209,8 +218,8 @@ def test_queues_may_live_on_different_brokers(broker, use):
         brokers={name: BrokerSettings(name, f"memory://{name}/", "/project") for name in ("default", "other")},
         queues={"email": QueueSettings("email", None), "there": QueueSettings("there", None, broker="other")},
     )
-    send("email", 1).wait(5)
-    send("there", 2).wait(5)
+    send("email", 1).wait(30)
+    send("there", 2).wait(30)
 
     assert broker.opened == 2
     assert [(m.queue, m.body) for m in broker.stored] == [("email", b"1"), ("there", b"2")]
@@ -223,14 +232,14 @@ def test_flush_waits_for_what_was_sent_before_it(broker):
     hold(broker)
     assert not context.queues.flush(0.02)
     broker.flowing.set()
-    assert context.queues.flush(5)
+    assert context.queues.flush(30)
     assert len(broker.stored) == 1
 
 
 def test_other_settings_flush_the_old_ones_first(broker, use):
     """configure() loses nothing that was sent by the settings before."""
     receipts = [send("email", number) for number in range(100)]
-    use(send_timeout=1.0)
+    use(send_timeout=30.0)
     assert all(receipt.done for receipt in receipts)
     assert len(broker.stored) == 100
     assert broker.closed == 1
@@ -238,22 +247,23 @@ def test_other_settings_flush_the_old_ones_first(broker, use):
 
 def test_a_closed_publisher_says_so(broker):
     """A send by a publisher that was closed fails in words instead of being lost."""
-    send("email", 1).wait(5)
+    send("email", 1).wait(30)
     old = process.current()
     context.configure()
     with pytest.raises(SendError, match="nothing more is sent here"):
         old.submit([], lambda _errors: None)
 
 
-def test_a_signal_handler_may_send(broker):
+def test_a_signal_handler_may_send(broker, use):
     """A send from a signal handler, at whatever instant it strikes, neither deadlocks nor is lost."""
+    use(send_buffer=1_000_000)
     count = [0]
 
     def handler(_number, _frame):
         count[0] += 1
         send("email", "signal")
 
-    send("email", "first").wait(5)
+    send("email", "first").wait(30)
     broker.stored.clear()
     before = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
@@ -262,10 +272,10 @@ def test_a_signal_handler_may_send(broker):
         for number in range(400):
             receipts.append(send("email", number))
             if number % 100 == 99:
-                assert context.queues.flush(5)
+                assert context.queues.flush(30)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert context.queues.flush(5)
+    assert context.queues.flush(30)
     assert len(broker.stored) == 400 + count[0]
     assert [m.body for m in broker.stored if m.body != b'"signal"'] == [str(n).encode() for n in range(400)]

@@ -31,7 +31,7 @@ def test_a_send_reaches_the_broker(broker):
     """A receipt is done once the broker has the message, which is the payload as JSON and nothing else."""
     before = time.time()
     receipt = send("email", {"n": 1})
-    receipt.wait(5)
+    receipt.wait(30)
 
     (message,) = broker.stored
     assert receipt.done
@@ -47,23 +47,23 @@ def test_a_send_reaches_the_broker(broker):
 @pytest.mark.parametrize(("payload", "body"), [(None, b"null"), (0, b"0"), ("", b'""'), (False, b"false"), ([], b"[]")])
 def test_empty_payloads_are_payloads(broker, payload, body):
     """None, 0 and the empty string are sent like any other payload."""
-    send("email", payload).wait(5)
+    send("email", payload).wait(30)
 
     assert [message.body for message in broker.stored] == [body]
 
 
 def test_bytes_pass_through(broker):
     """Bytes are sent as they are, and say so in their content type."""
-    send("email", b"\x00\xff").wait(5)
+    send("email", b"\x00\xff").wait(30)
 
     assert [(m.body, m.content_type) for m in broker.stored] == [(b"\x00\xff", "application/octet-stream")]
 
 
 def test_the_queue_sets_the_priority(broker):
     """A queue's own priority is the default of its messages; the send may say another."""
-    send("Reports", 1).wait(5)
-    send("Reports", 1, priority=0).wait(5)
-    send_bulk("Reports", [1]).wait(5)
+    send("Reports", 1).wait(30)
+    send("Reports", 1, priority=0).wait(30)
+    send_bulk("Reports", [1]).wait(30)
 
     assert [message.priority for message in broker.stored] == [7, 0, 7]
 
@@ -81,7 +81,7 @@ def test_options_travel_with_the_message(broker):
         id="order/7",
         headers={"traceparent": "00-ab", "n": 1, "ok": True, "raw": b"\x00", "share": 0.5},
         key="customer-7",
-    ).wait(5)
+    ).wait(30)
 
     (message,) = broker.stored
     assert message.options == Options(
@@ -95,7 +95,7 @@ def test_a_chosen_id_names_the_act_of_sending(broker):
     """Two sends of one id are told apart, so that workers can drop the second; an empty id means: make one."""
     receipts = [send("email", 1, id="a"), send("email", 1, id="a"), send("email", 1, id="")]
     for receipt in receipts:
-        receipt.wait(5)
+        receipt.wait(30)
 
     first, second, third = broker.stored
     assert first.id == second.id == "a"
@@ -111,7 +111,7 @@ def test_a_chosen_id_names_the_act_of_sending(broker):
 )
 def test_a_delay_counts_from_the_send(broker, options, seconds):
     """delay= takes a duration in words, in seconds or as a timedelta, and counts from the send."""
-    send("email", 1, **options).wait(5)
+    send("email", 1, **options).wait(30)
 
     (message,) = broker.stored
     assert message.due == pytest.approx(message.sent_at + seconds)
@@ -122,7 +122,7 @@ def test_at_names_the_moment(broker):
     moment = time.time() + 3600
     naive = datetime.fromtimestamp(moment)  # noqa: DTZ006 - without a zone is what is meant
     for at in (datetime.fromtimestamp(moment, UTC), naive, moment):
-        send("email", 1, at=at).wait(5)
+        send("email", 1, at=at).wait(30)
 
     assert [message.due for message in broker.stored] == [pytest.approx(moment, abs=1e-3)] * 3
 
@@ -132,7 +132,7 @@ def test_at_names_the_moment(broker):
 )
 def test_a_moment_that_has_passed_means_now(broker, options):
     """A time in the past and a delay of nothing are delivered at once."""
-    send("email", 1, **options).wait(5)
+    send("email", 1, **options).wait(30)
 
     assert [message.due for message in broker.stored] == [None]
 
@@ -221,7 +221,7 @@ def test_an_unserialisable_payload_names_the_path(broker):
 
 def test_the_limit_counts_bytes(broker):
     """max_message_bytes counts the bytes of UTF-8, to the byte."""
-    send("email", "x" * 9_998).wait(5)
+    send("email", "x" * 9_998).wait(30)
     with pytest.raises(TooLargeError, match="is 10,001 bytes as JSON, more than max_message_bytes"):
         send("email", "x" * 9_999)
     with pytest.raises(TooLargeError):
@@ -245,7 +245,7 @@ def test_with_a_callback_every_error_goes_to_the_callback(broker):
     for call in calls:
         receipt = call()
 
-        error = told.get(timeout=5)
+        error = told.get(timeout=30)
         assert isinstance(error, SendError)
         assert receipt.done
         assert receipt.error is error
@@ -270,13 +270,13 @@ def test_no_project_is_said_at_once(monkeypatch, tmp_path):
     with pytest.raises(NoProjectError):
         send("email", 1)
     send("email", 1, told.put)
-    assert isinstance(told.get(timeout=5), NoProjectError)
+    assert isinstance(told.get(timeout=30), NoProjectError)
 
 
 def test_a_bulk_keeps_its_order(broker):
     """Messages of a bulk arrive in their order, with ids that sort in it."""
     receipt = send_bulk("email", range(500))
-    receipt.wait(5)
+    receipt.wait(30)
 
     assert [message.body for message in broker.stored] == [str(n).encode() for n in range(500)]
     assert [message.id for message in broker.stored] == receipt.ids == sorted(set(receipt.ids))
@@ -288,23 +288,25 @@ def test_a_bulk_keeps_its_order(broker):
 def test_bulk_options_hold_for_all_and_items_go_before(broker):
     """An item's own options go before those of the bulk; headers and retry options merge one by one."""
     item = context.queues.item
+    at = time.time() + 60
     send_bulk(
         "email",
         [
             1,
             item(2, delay="1h", headers={"b": 2}, timeout="5s", id="mine", key="own"),
-            item(item(3).message, priority=1, at=time.time() + 60),
+            item(item(3).message, priority=1, at=at),
         ],
         delay="1m",
         priority=8,
         attempts=2,
         headers={"a": 1},
         key="all",
-    ).wait(5)
+    ).wait(30)
 
     first, second, third = broker.stored
     assert [m.priority for m in broker.stored] == [8, 8, 1]
-    assert [round(m.due - m.sent_at) for m in broker.stored] == [60, 3600, 60]
+    assert [round(m.due - m.sent_at) for m in broker.stored[:2]] == [60, 3600]
+    assert third.due == pytest.approx(at)
     assert (first.headers, second.headers, third.headers) == ({"a": 1}, {"a": 1, "b": 2}, {"a": 1})
     assert second.options == Options(attempts=2, timeout=5.0)
     assert (first.key, second.key) == ("all", "own")
@@ -326,7 +328,7 @@ def test_an_invalid_item_refuses_the_whole_bulk(broker, bad, error, text):
         send_bulk("email", [0, 1, bad, 3])
 
     assert str(raised.value).startswith(text)
-    assert context.queues.flush(5)
+    assert context.queues.flush(30)
     assert broker.stored == []
 
 
@@ -342,7 +344,7 @@ def test_an_empty_bulk_is_done(broker):
     told: stdlib_queue.Queue[object] = stdlib_queue.Queue()
     receipt = send_bulk("email", iter(()), told.put)
 
-    assert told.get(timeout=5) is None
+    assert told.get(timeout=30) is None
     assert receipt.done
     assert bool(receipt)
     assert receipt.ids == []
@@ -353,7 +355,7 @@ def test_a_bulk_names_what_failed(broker):
     broker.refuse = lambda message: SendError("no room") if message.body in {b"3", b"7"} else None
     receipt = send_bulk("email", range(10))
     with pytest.raises(BulkSendError, match="2 of 10 messages were not sent; the first is number 3: no room") as raised:
-        receipt.wait(5)
+        receipt.wait(30)
 
     assert sorted(raised.value.errors) == sorted(receipt.errors) == [3, 7]
     assert len(broker.stored) == 8

@@ -19,7 +19,7 @@ send = context.queues.send_to_queue
 send_bulk = context.queues.send_bulk
 
 
-def until(condition, timeout=5.0):
+def until(condition, timeout=30.0):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "the condition never came true"
@@ -37,7 +37,7 @@ def test_wait_gives_up_after_its_timeout_and_the_send_goes_on(broker):
     assert receipt.error is None
     assert "on its way" in repr(receipt)
     broker.flowing.set()
-    receipt.wait(5)
+    receipt.wait(30)
     assert "sent" in repr(receipt)
 
 
@@ -47,7 +47,7 @@ def test_wait_raises_why_it_failed(broker):
     receipt = send("email", 1)
     for _ in range(2):
         with pytest.raises(SendError, match="no room"):
-            receipt.wait(5)
+            receipt.wait(30)
     assert str(receipt.error) == "no room"
     assert "failed: no room" in repr(receipt)
 
@@ -57,12 +57,12 @@ def test_many_threads_may_wait(broker):
     broker.flowing.clear()
     receipt = send("email", 1)
     ended = []
-    threads = [threading.Thread(target=lambda: ended.append(receipt.wait(5))) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: ended.append(receipt.wait(30))) for _ in range(8)]
     for thread in threads:
         thread.start()
     broker.flowing.set()
     for thread in threads:
-        thread.join(5)
+        thread.join(30)
     assert ended == [None] * 8
 
 
@@ -129,16 +129,16 @@ def test_a_loop_that_ended_harms_nobody(broker):
 
     asyncio.run(start())
     broker.flowing.set()
-    receipt.wait(5)
-    send("email", 2).wait(5)
+    receipt.wait(30)
+    send("email", 2).wait(30)
 
 
 def test_the_callback_is_called_once_on_a_thread_of_its_own(broker):
     """The callback gets None exactly once, away from the sender's thread and the publisher's."""
     told = []
     receipt = send("email", 1, lambda error: told.append((error, threading.current_thread().name)))
-    receipt.wait(5)
-    assert context.queues.flush(5)
+    receipt.wait(30)
+    assert context.queues.flush(30)
 
     assert told == [(None, "handrail-callbacks")]
     assert broker.threads == {"handrail-publisher"}
@@ -149,7 +149,7 @@ def test_callbacks_come_in_the_order_of_the_sends(broker):
     told = []
     for number in range(200):
         send("email", number, lambda _error, number=number: told.append(number))
-    assert context.queues.flush(5)
+    assert context.queues.flush(30)
 
     assert told == list(range(200))
 
@@ -165,9 +165,8 @@ def test_a_callback_that_raises_harms_nothing(broker, caplog, error):
     send("email", 1, explode)
     send("email", 2, told.put)
 
-    assert told.get(timeout=5) is None
-    (record,) = [r for r in caplog.records if r.name == "handrail"]
-    assert "the callback of a send raised" in record.message
+    assert told.get(timeout=30) is None
+    (record,) = [r for r in caplog.records if "the callback of a send raised" in r.getMessage()]
     assert "explode" in record.message
     assert record.exc_info[1] is error
 
@@ -175,12 +174,12 @@ def test_a_callback_that_raises_harms_nothing(broker, caplog, error):
 def test_a_callback_that_blocks_holds_up_no_send(broker):
     """While a callback blocks, messages are still sent and receipts still done."""
     gate = threading.Event()
-    send("email", 1, lambda _error: gate.wait(10)).wait(5)
-    send("email", 2).wait(5)
+    send("email", 1, lambda _error: gate.wait(10)).wait(30)
+    send("email", 2).wait(30)
     assert not context.queues.flush(0.05)
 
     gate.set()
-    assert context.queues.flush(5)
+    assert context.queues.flush(30)
 
 
 def test_a_callback_may_send(broker):
@@ -188,12 +187,12 @@ def test_a_callback_may_send(broker):
     ended = threading.Event()
 
     def again(_error):
-        send("email", 2).wait(5)
-        context.queues.flush(5)
+        send("email", 2).wait(30)
+        context.queues.flush(30)
         ended.set()
 
     send("email", 1, again)
-    assert ended.wait(5)
+    assert ended.wait(30)
     assert [message.body for message in broker.stored] == [b"1", b"2"]
 
 
@@ -207,14 +206,20 @@ def test_a_failure_nobody_looks_at_is_logged_once_for_many(broker, caplog):
     for number in range(30):
         send("email", number)
     send_bulk("email", range(12))
-    assert context.queues.flush(5)
+    assert context.queues.flush(30)
     gc.collect()
-    assert context.queues.flush(5)
 
     # receipts that others threw away may be found only now
-    lines = [line for line in unseen(caplog) if "no room" in line]
+    def told():
+        return [line for line in unseen(caplog) if "no room" in line]
+
+    def count():
+        return sum(int(line.split()[0].replace("a", "1")) for line in told())
+
+    until(lambda: context.queues.flush(30) and count() >= 42)
+    lines = told()
     assert any("queue='email'" in line for line in lines)
-    assert sum(int(line.split()[0].replace("a", "1")) for line in lines) == 42
+    assert count() == 42
     assert len(lines) < 10
 
 
@@ -233,12 +238,12 @@ def test_a_failure_somebody_saw_is_not_logged(broker, caplog):
 
     asyncio.run(awaiting())
     with pytest.raises(SendError):
-        send("email", 1).wait(5)
+        send("email", 1).wait(30)
     send("email", 1, lambda _error: None)
     assert _error_of(send("email", 1)) is not None
-    assert context.queues.flush(5)
+    assert context.queues.flush(30)
     gc.collect()
-    assert context.queues.flush(5)
+    assert context.queues.flush(30)
 
     # receipts that others threw away may be found only now
     assert [line for line in unseen(caplog) if "what is seen" in line] == []
@@ -246,11 +251,16 @@ def test_a_failure_somebody_saw_is_not_logged(broker, caplog):
 
 def test_an_application_s_structlog_gets_the_failures(broker):
     """Where the application has set structlog up, failures are logged through it."""
-    broker.refuse = lambda _: SendError("no room")
+    broker.refuse = lambda _: SendError("no room in here")
     capture = structlog.testing.LogCapture()
     structlog.configure(processors=[capture])
     send("email", 1)
-    until(lambda: context.queues.flush(5) and capture.entries)
 
-    (entry,) = capture.entries
-    assert (entry["log_level"], entry["queue"], entry["error"]) == ("error", "email", "no room")
+    # receipts that others threw away may be found only now
+    def entries():
+        return [entry for entry in capture.entries if entry.get("error") == "no room in here"]
+
+    until(lambda: context.queues.flush(30) and entries())
+
+    (entry,) = entries()
+    assert (entry["log_level"], entry["queue"]) == ("error", "email")

@@ -237,8 +237,9 @@ def test_a_lifespan_that_fails_to_close_is_said_and_the_host_ends(project, memor
     asyncio.run(test())
 
 
-def test_what_goes_on_after_its_callback_may_finish_before_the_lifespan_is_left(project, memory):
+def test_what_goes_on_after_its_callback_may_finish_before_the_lifespan_is_left(project, memory, monkeypatch):
     """A function that acknowledged early still finds its state open."""
+    monkeypatch.setattr("handrail.host.main.PATIENCE", 60.0)
     project.write("handlers/_lifespan.py", "log = []\nasync def lifespan():\n    yield\n    log.append('closed')")
     project.handler("""
         import asyncio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 
@@ -192,10 +193,12 @@ def test_a_timeout_of_a_thread_under_async_middleware(project, memory, ref):
     source = """
 import time
 from handrail.host.job import current_job
+from handlers import release
 def handler(message):
     while not current_job.get().cancelled: time.sleep(0.001)
-    time.sleep(0.05)
+    release.event.wait()
 """
+    project.write("handlers/release.py", "import threading\nevent = threading.Event()\n")
     bind(project, ref, source, "inner")
 
     async def test():
@@ -205,6 +208,7 @@ def handler(message):
             host.send(ToHost.CANCEL, token, "timeout")
             await host.until(lambda: host.has(ToDispatcher.ABANDONED, token))
             assert not host.has(ToDispatcher.FREED, token)
+            sys.modules["handlers.release"].event.set()
             await host.until(lambda: host.has(ToDispatcher.FREED, token))
             assert host.outcome(token) is None
             assert not host.host.calls.live

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from typing import Any
 
 import pytest
@@ -248,8 +249,6 @@ def test_a_handler_that_swallows_its_cancellation_is_freed_when_it_ends(project,
 
     async def test():
         async with memory() as host:
-            import sys
-
             token = host.run()
             await host.ping()
             host.send(ToHost.CANCEL, token, "timeout")
@@ -269,19 +268,24 @@ def test_a_timed_out_thread_is_abandoned_then_freed(project, memory):
     """A thread cannot be stopped: ABANDONED at once, FREED when it returns; job.cancelled tells it, its word is ignored."""
     project.handler("""
         import time
+        from handlers import release
         from handrail.host.job import current_job
 
         def handler(message, callback):
             while not current_job.get().cancelled:
                 time.sleep(0.001)
+            release.event.wait()
             callback()
         """)
+    project.write("handlers/release.py", "import threading\nevent = threading.Event()\n")
 
     async def test():
         async with memory() as host:
             token = host.run()
             await host.until(lambda: host.host.calls.live and host.host.calls.live[token].message is not None)
             host.send(ToHost.CANCEL, token, "timeout")
+            await host.until(lambda: host.has(ToDispatcher.ABANDONED, token))
+            sys.modules["handlers.release"].event.set()
             await host.until(lambda: host.has(ToDispatcher.FREED, token))
             ops = [one[0] for one in host.heard if one[0] in (ToDispatcher.ABANDONED, ToDispatcher.FREED)]
             assert ops == [ToDispatcher.ABANDONED, ToDispatcher.FREED]
@@ -329,8 +333,6 @@ def test_a_timeout_after_the_handler_returned_frees_at_once(project, memory):
 
     async def test():
         async with memory() as host:
-            import sys
-
             token = host.run()
             await host.until(lambda: not host.host.calls.live and token in host.host.calls.open)
             host.send(ToHost.CANCEL, token, "timeout")
@@ -374,8 +376,6 @@ def test_a_callback_that_is_collected_later_fails_then(project, memory, define):
 
     async def test():
         async with memory() as host:
-            import sys
-
             token = host.run()
             await host.until(lambda: not host.host.calls.live and token in host.host.calls.open)
             assert host.outcome(token) is None
@@ -391,9 +391,13 @@ def test_a_callback_collected_by_the_garbage_collector_in_any_thread_is_noticed(
 
     async def test():
         async with memory() as host:
-            token = host.run()
-            await host.until(lambda: not host.host.calls.live and token in host.host.calls.open)
-            await asyncio.to_thread(gc.collect)
+            gc.disable()  # the collector would find it before it was looked for
+            try:
+                token = host.run()
+                await host.until(lambda: not host.host.calls.live and token in host.host.calls.open)
+                await asyncio.to_thread(gc.collect)
+            finally:
+                gc.enable()
             assert (await host.done(token))[2] == "handler returned without calling its callback"
 
     go(test())
@@ -568,11 +572,14 @@ def test_content_decides_what_the_message_is(project, memory, content, body, fac
 
 def test_the_board_shows_what_runs(project, memory):
     """A slot is RUNNING while its handler runs, then COMPLETED, or ENDED where more is to be done than to acknowledge."""
+    project.write("handlers/release.py", "import asyncio\nevent = asyncio.Event()\n")
     project.handler("""
         import asyncio
+        from handlers import release
 
         async def handler(message, callback):
-            await asyncio.sleep(0.05 if message else 0)
+            if message == 1:
+                await release.event.wait()
             callback(None, "a result" if message == 2 else None)
             await asyncio.sleep(3600)
         """)
@@ -583,6 +590,7 @@ def test_the_board_shows_what_runs(project, memory):
             slot = 0
             await host.until(lambda: host.board.state(slot) == RUNNING)
             assert host.outcome(token) is None
+            sys.modules["handlers.release"].event.set()
             await host.done(token)
             assert host.board.state(slot) == COMPLETED
             host.send(ToHost.CANCEL, token, "cancelled")

@@ -234,8 +234,12 @@ def test_what_never_ends_is_named(make: Make) -> None:
     project.send("work", "a")
     project.send("work", "b")
 
-    with pytest.raises(TimeoutError, match="1 running in 'work', 1 waiting in 'work'"):
-        project.run_until_idle(timeout=0.3)
+    for _ in range(20):  # on a machine that stood still nothing may run yet
+        with pytest.raises(TimeoutError) as raised:
+            project.run_until_idle(timeout=0.3)
+        if "running" in str(raised.value):
+            break
+    assert "1 running in 'work', 1 waiting in 'work'" in str(raised.value)
 
     import handlers.work  # type: ignore[import-not-found]
 
