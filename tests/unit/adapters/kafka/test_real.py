@@ -194,7 +194,7 @@ def test_a_worker_that_joins_and_leaves_disturbs_nothing() -> None:
                 by_second = await serve(second)
                 await until(lambda: len(by_second) > 50)
                 subscription = next(iter(second._core.intakes.values()))  # type: ignore[attr-defined]
-                subscription.paused = True
+                subscription.credit = 0
                 await until(lambda: not subscription.held)
             before = len(by_first)
             await until(lambda: len(by_first) > before + 50)

@@ -59,7 +59,7 @@ async def test_a_worker_needs_the_queues_alone(server: Any, bench: Bench) -> Non
             await until(lambda: len(inbox.got) == 4, "the interrupted one")
 
         assert inbox.got[3].message.id == interrupted.message.id
-        assert worker.health().up
+        await until(lambda: worker.health().up, "health")
         depth = await worker.depth("work")
         assert (depth.ready, depth.delayed, depth.active, depth.dead) == (0, 0, 1, 1)
         (missing,) = [entry["missing"] for entry in logs if "handrail.delay.in" in entry["event"]]
@@ -76,7 +76,7 @@ async def test_a_delay_without_its_queues_is_an_error_that_names_them(server: An
     client = await bench.open("client", declare="never")
     try:
         late, soon = messages(2)
-        late.due = time.time() + 5
+        late.due = time.time() + 600
 
         errors = await client.publish([late, soon], 10.0)
 

@@ -21,8 +21,13 @@ STALL = "spawn(fun() -> sys:suspend(ra_log_wal), timer:sleep(1500), sys:resume(r
 
 
 @pytest.mark.parametrize("queue_type", ["quorum", "classic"])
-async def test_what_is_given_back_keeps_its_order_on_a_slow_server(server: Any, bench: Bench, queue_type: str) -> None:
+async def test_what_is_given_back_keeps_its_order_on_a_slow_server(
+    server: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch, queue_type: str
+) -> None:
     """A hundred messages from behind one that runs come again in their order, even if the server puts back nothing for long."""
+    monkeypatch.setattr(
+        "handrail_rabbitmq.requeueing.PATIENCE", 30.0
+    )  # however slow the disk is beside what is done to it
     queue = QueueSpec(name="work", dead_letter="work.dead")
     worker = await bench.open(queue_type=queue_type)
     try:

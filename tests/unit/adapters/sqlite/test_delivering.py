@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import msgspec
-from sqlite_bench import WORK, Bench, eventually, message
+from sqlite_bench import WAIT, WORK, Bench, eventually, message
 
 from handrail.adapter import Delivery, Depth, QueueSpec, Settlement, Verb
 from handrail.outcome import Fault
@@ -22,10 +22,15 @@ def bodies(deliveries: list[Any]) -> list[str]:
 async def test_fallen_due_goes_behind_what_waits_and_keeps_its_priority(bench: Bench) -> None:
     """A delayed message becomes ready at the tail of its own priority, in order of due times, and keeps its due time."""
     async with bench.worker() as adapter:
-        due = time.time() + 0.3
-        delayed = [message("late", due=due + 0.1), message("soon", due=due), message("urgent", due=due, priority=8)]
-        await adapter.publish(delayed, 5)
-        await adapter.publish([message("waits"), message("also")], 5)
+        for lead in (0.3, 3.0, 10.0):
+            due = time.time() + lead
+            delayed = [message("late", due=due + 0.1), message("soon", due=due), message("urgent", due=due, priority=8)]
+            await adapter.publish(delayed, WAIT)
+            await adapter.publish([message("waits"), message("also")], WAIT)
+            if await _depth(adapter, Depth(ready=2, delayed=3, active=0, dead=0)):
+                break  # all stood there before any of them fell due
+            for state in ("ready", "delayed"):
+                await adapter.purge("work", state)
         await eventually(lambda: _depth(adapter, Depth(ready=5, delayed=0, active=0, dead=0)))
 
         inbox = await bench.consume(adapter)
@@ -43,7 +48,7 @@ async def _depth(adapter: Any, expected: Depth) -> bool:
 async def test_a_released_message_is_the_next_of_its_priority(bench: Bench) -> None:
     """What goes back comes again before what was published after it, untouched or with new counts."""
     async with bench.worker() as adapter:
-        await adapter.publish([message(n) for n in range(5)], 5)
+        await adapter.publish([message(n) for n in range(5)], WAIT)
         inbox = await bench.consume(adapter, credit=3)
         first = await inbox.take(3)
         inbox.subscription.pause()
@@ -67,12 +72,12 @@ async def test_newest_first_and_what_goes_back_first_of_all(bench: Bench) -> Non
     """A queue of `order: lifo` delivers the newest first; an interrupted message comes before even newer ones."""
     spec = QueueSpec(name="work", order="lifo", dead_letter="work.dead")
     async with bench.worker(None, spec) as adapter:
-        await adapter.publish([message(n) for n in range(4)], 5)
+        await adapter.publish([message(n) for n in range(4)], WAIT)
         inbox = await bench.consume(adapter, credit=1, spec=spec)
         (newest,) = await inbox.take(1)
         assert bodies([newest]) == ["3"]
 
-        await adapter.publish([message("newer")], 5)
+        await adapter.publish([message("newer")], WAIT)
         await inbox.settle(Verb.RELEASE, newest)
         inbox.subscription.set_credit(10)
 
@@ -82,7 +87,7 @@ async def test_newest_first_and_what_goes_back_first_of_all(bench: Bench) -> Non
 async def test_a_retry_stands_behind_what_waits(bench: Bench) -> None:
     """A message moved without a delay goes to the tail of its priority, a delayed one to the delays, with what changed."""
     async with bench.worker() as adapter:
-        await adapter.publish([message(n, headers={"a": 1}) for n in range(3)], 5)
+        await adapter.publish([message(n, headers={"a": 1}) for n in range(3)], WAIT)
         inbox = await bench.consume(adapter, credit=2)
         one, two = await inbox.take(2)
         inbox.subscription.pause()
@@ -104,7 +109,7 @@ async def test_a_retry_stands_behind_what_waits(bench: Bench) -> None:
 async def test_a_message_moves_to_another_queue(bench: Bench) -> None:
     """MOVE takes a message to the queue that it names, which need not have been known before."""
     async with bench.worker() as adapter:
-        await adapter.publish([message("x")], 5)
+        await adapter.publish([message("x")], WAIT)
         inbox = await bench.consume(adapter)
         (got,) = await inbox.take(1)
         await inbox.settle(Verb.MOVE, got, message=replace(got.message, queue="elsewhere"))
@@ -117,7 +122,7 @@ async def test_a_message_moves_to_another_queue(bench: Bench) -> None:
 async def test_settling_twice_is_refused(bench: Bench) -> None:
     """The second settlement of a delivery is refused, and touches nothing, even when the same worker holds the row again."""
     async with bench.worker() as adapter:
-        await adapter.publish([message("x")], 5)
+        await adapter.publish([message("x")], WAIT)
         inbox = await bench.consume(adapter)
         (first,) = await inbox.take(1)
         assert await inbox.settle(Verb.MOVE, first, message=first.message) == []
@@ -133,7 +138,7 @@ async def test_settling_twice_is_refused(bench: Bench) -> None:
 async def test_one_refused_settlement_spoils_none_beside_it(bench: Bench) -> None:
     """In a batch with a settlement that is not ours any more, all others are carried out."""
     async with bench.worker() as adapter:
-        await adapter.publish([message(n) for n in range(3)], 5)
+        await adapter.publish([message(n) for n in range(3)], WAIT)
         inbox = await bench.consume(adapter)
         got = await inbox.take(3)
         await inbox.settle(Verb.ACK, got[1])
@@ -148,7 +153,7 @@ async def test_dead_letters_are_dropped_where_nobody_wants_them(bench: Bench) ->
     """With `dead_letter: false` a dead message is gone."""
     spec = QueueSpec(name="work", dead_letter=None)
     async with bench.worker(None, spec) as adapter:
-        await adapter.publish([message("x", key="k")], 5)
+        await adapter.publish([message("x", key="k")], WAIT)
         inbox = await bench.consume(adapter, spec=spec)
         (got,) = await inbox.take(1)
         await inbox.settle(Verb.DEAD, got, message=replace(got.message, fault=Fault(reason="no")))
@@ -160,7 +165,7 @@ async def test_dead_letters_are_dropped_where_nobody_wants_them(bench: Bench) ->
 async def test_a_queue_that_bears_the_name_of_dead_letters_gets_them(bench: Bench) -> None:
     """A handler bound to another queue's `dead_letter` name is given its dead letters with their fault, old ones too."""
     async with bench.worker() as adapter:
-        await adapter.publish([message("old"), message("new")], 5)
+        await adapter.publish([message("old"), message("new")], WAIT)
         inbox = await bench.consume(adapter, credit=1)
         (old,) = await inbox.take(1)
         fault = Fault(reason="ValueError: no", traceback="tb", at=1.5, queue="work")
@@ -180,7 +185,7 @@ async def test_a_replayed_message_is_as_new(bench: Bench) -> None:
     """Replay clears counts and fault, keeps id and headers, and starts the time within which it must start anew."""
     async with bench.worker() as adapter:
         sent = message("x", headers={"big": 1 << 70, "raw": b"\xff"}, id="kept")
-        await adapter.publish([sent, message("y")], 5)
+        await adapter.publish([sent, message("y")], WAIT)
         inbox = await bench.consume(adapter, credit=1)
         (got,) = await inbox.take(1)
         inbox.subscription.set_credit(0)
@@ -220,7 +225,7 @@ async def test_one_bad_message_spoils_none_beside_it(bench: Bench) -> None:
     async with bench.client() as adapter:
         bad = message("bad", id="\ud800")
         odd = message("odd", headers={"what": object()})
-        errors = await adapter.publish([message(0), bad, message(1), odd, message(2)], 5)
+        errors = await adapter.publish([message(0), bad, message(1), odd, message(2)], WAIT)
 
         assert sorted(errors) == [1, 3]
         assert "cannot be stored" in str(errors[3])
@@ -251,7 +256,7 @@ async def test_what_was_claimed_while_pausing_comes_after_resuming(bench: Bench)
     async with bench.worker() as adapter:
         inbox = await bench.consume(adapter, credit=10)
         for round_ in range(20):
-            publishing = asyncio.ensure_future(adapter.publish([message(round_)], 5))
+            publishing = asyncio.ensure_future(adapter.publish([message(round_)], WAIT))
             inbox.subscription.pause()
             await publishing
             inbox.subscription.resume()
@@ -267,7 +272,7 @@ async def test_a_busy_queue_starves_no_other(bench: Bench) -> None:
     busy = QueueSpec(name="busy")
     async with bench.worker(None, WORK, busy) as adapter:
         await adapter.publish([message(n, "busy") for n in range(20_000)], 20)
-        await adapter.publish([message("other")], 5)
+        await adapter.publish([message("other")], WAIT)
         seen: list[str] = []
 
         def deliver(batch: list[Delivery]) -> None:
@@ -288,10 +293,10 @@ async def test_a_busy_queue_starves_no_other(bench: Bench) -> None:
 async def test_the_memory_broker_is_shared_within_a_process(bench: Bench) -> None:
     """Adapters of one URL and root meet in `sqlite::memory:`; it is empty once all of them closed, and leaves no file."""
     async with bench.client(url="sqlite::memory:") as sender, bench.worker(url="sqlite::memory:") as worker:
-        await sender.publish([message("hello")], 5)
+        await sender.publish([message("hello")], WAIT)
         inbox = await bench.consume(worker)
         assert bodies(await inbox.take(1)) == ["hello"]
-        await sender.publish([message("left")], 5)
+        await sender.publish([message("left")], WAIT)
 
     async with bench.client(url="sqlite::memory:") as later:
         assert await later.depth("work") == Depth(ready=0, delayed=0, active=0, dead=0)
@@ -301,7 +306,7 @@ async def test_the_memory_broker_is_shared_within_a_process(bench: Bench) -> Non
 async def test_prefixes_keep_projects_apart_in_one_file(bench: Bench) -> None:
     """Two projects with different prefixes share a file and see nothing of each other."""
     async with bench.client(prefix="a-") as ours, bench.client(prefix="b-") as theirs:
-        await ours.publish([message("x")], 5)
+        await ours.publish([message("x")], WAIT)
 
         assert (await ours.depth("work")).ready == 1
         assert (await theirs.depth("work")).ready == 0
