@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
@@ -36,18 +36,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     needed: set[str] = set()
     for item in session.items:
         needed |= {"rabbitmq", "kafka"} & set(getattr(item, "fixturenames", ()))
-        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        needed |= {server for value in parameters if (server := getattr(value, "server", None))}
+        needed |= {server for value in _parameters(item) if (server := getattr(value, "server", None))}
     if needed and (terminal := session.config.pluginmanager.get_plugin("terminalreporter")) is not None:
         terminal.write_line(f"real servers: {', '.join(sorted(needed))}")
     real_servers.bring_up(needed)
+
+
+def _parameters(item: pytest.Item) -> list[Any]:
+    return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
 
 
 @pytest.hookimpl(tryfirst=True)  # before the plugin that reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a server of their own run in one process, where several share the work."""
     for item in items:
-        names = getattr(item, "fixturenames", ())
+        names = set(getattr(item, "fixturenames", ()))
+        names |= {fixture for value in _parameters(item) if (fixture := getattr(value, "fixture", ""))}
         if item.get_closest_marker("timeout") is None and any(name.startswith(("own_", "tls_")) for name in names):
             # the first of them waits for its server's start, and the last for its end
             item.add_marker(pytest.mark.timeout(300))

@@ -30,6 +30,8 @@ from handrail_kafka.register import Register
 
 log = get_logger("handrail.kafka")
 
+#: Seconds to join the groups of all levels, at most, before the first message is chosen.
+JOINED = 5.0
 #: Records that are fetched ahead of the credit, at least: one round trip's worth for a fast handler.
 AHEAD = 500
 #: Deliveries that cross to the other loop at once.
@@ -210,7 +212,7 @@ class Intake:
         if not self.ready:
             await self.look()
             # the best come first only if all levels are there when the first one is chosen
-            await asyncio.gather(*(level.reader.settled_start(5.0) for level in self.levels if level.reader))
+            await asyncio.gather(*(level.reader.settled_start(JOINED) for level in self.levels if level.reader))
             if refusal := next((level.refusal for level in self.levels if level.refusal), ""):
                 await self.stop()
                 raise BrokerError(refusal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,6 +22,9 @@ from handrail_rabbitmq.topology import DELAY_AGAIN, LEVEL_AGAIN, Topology
 MOST = 10_000
 #: Seconds without another message after which a queue is taken to have given what it has.
 QUIET = 0.5
+#: Seconds for what is put back to be there again, at most: where others consume, who may have taken it; where it may have moved
+#: on, being due; and where neither can be.
+TAKEN, MOVED, PUT_BACK = 0.1, 1.0, 5.0
 #: Dead letters that are on their way back at once.
 CHUNK = 500
 
@@ -94,8 +98,10 @@ class Looking:
         found: list[Found] = []
         async with self._topology.channel() as channel:
             raw = channel.raw
+            others = 0
             try:
-                count = (await channel.ask(raw.queue_declare, name, passive=True)).message_count
+                declared = await channel.ask(raw.queue_declare, name, passive=True)
+                count, others = declared.message_count, declared.consumer_count
             except GoneError:
                 if channel.code != 404:
                     raise
@@ -128,7 +134,7 @@ class Looking:
                 yield channel, found
             finally:
                 if channel.reason is None:
-                    await _put_back(channel, name, [one for one in found if not one.taken])
+                    await _put_back(channel, name, [one for one in found if not one.taken], others)
 
     async def _places(self, queue: str, state: State) -> list[str]:
         """The server's queues in which messages of that state stand."""
@@ -235,13 +241,13 @@ class Looking:
         return 0
 
 
-async def _put_back(channel: Channel, name: str, left: list[Found]) -> None:
-    """Give *left* back; they are there when this returns, unless somebody took them."""
+async def _put_back(channel: Channel, name: str, left: list[Found], others: int) -> None:
+    """Give *left* back; they are there when this returns, unless one of the *others* that consume took them."""
     await put_back(channel, name, [one.number for one in left])
-    for tries in range(50):
-        found = await channel.ask(channel.raw.queue_declare, name, passive=True)
-        # workers may have taken them; but the server tells for a moment of our own consumer, too
-        if found.message_count >= len(left) or (found.consumer_count and tries > 5):
+    until = time.monotonic() + (TAKEN if others else MOVED if any(one.target for one in left) else PUT_BACK)
+    while (await channel.ask(channel.raw.queue_declare, name, passive=True)).message_count < len(left):
+        # a quorum queue has them back when its disk says so
+        if time.monotonic() > until:
             return
         await asyncio.sleep(0.01)
 

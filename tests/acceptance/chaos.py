@@ -44,6 +44,10 @@ class Broker:
         """The same on a server that its tests may kill."""
         return replace(self, fixture=f"own_{self.fixture}")
 
+    def impatient(self) -> Broker:
+        """The same where nobody who stands still is waited for long: for tests in which somebody does, and has to be given up."""
+        return replace(self, options={**self.options, **IMPATIENCE.get(self.name.partition("-")[0], {})})
+
     def cluster(self) -> Broker:
         """The same on three nodes that its tests may kill."""
         return replace(self, fixture=f"own_{self.fixture}_cluster")
@@ -53,11 +57,11 @@ class Broker:
 
 
 SQLITE = Broker("sqlite")
-#: The heartbeat is short, so that a test need not wait long for a worker or server that stands still to be given up.
-RABBITMQ = Broker("rabbitmq", "rabbitmq", {"heartbeat": 5})
-CLASSIC = Broker("rabbitmq-classic", "rabbitmq", {"heartbeat": 5, "queue_type": "classic"})
-#: The timeout is the least that servers allow.
-KAFKA = Broker("kafka", "kafka", {"session_timeout": "6s", "revoke_wait": "5s"})
+RABBITMQ = Broker("rabbitmq", "rabbitmq")
+CLASSIC = Broker("rabbitmq-classic", "rabbitmq", {"queue_type": "classic"})
+KAFKA = Broker("kafka", "kafka", {"revoke_wait": "5s"})
+#: What makes a worker or a server that stands still be given up soon. Kafka's is the least that servers allow.
+IMPATIENCE: dict[str, dict[str, Any]] = {"rabbitmq": {"heartbeat": 5}, "kafka": {"session_timeout": "6s"}}
 
 
 def many(*brokers: Broker) -> list[Broker]:

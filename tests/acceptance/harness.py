@@ -353,7 +353,10 @@ class Project:
 
     def configure(self, queues: Mapping[str, Any], **settings: Any) -> None:
         # YAML takes JSON as it is
-        self.write("queues.yaml", json.dumps({**self.broker, **settings, "queues": queues}, indent=2) + "\n")
+        self.write(
+            "queues.yaml",
+            json.dumps({"send_timeout": "40s", **self.broker, **settings, "queues": queues}, indent=2) + "\n",
+        )
 
     def open_gate(self, name: str | int = "gate") -> None:
         """Let the handlers that wait at this gate go on."""
@@ -408,7 +411,10 @@ class Project:
 
     def depths(self, queue: str) -> dict[str, int | None]:
         """What ``platform queues --json`` says of *queue*; None where the broker cannot say."""
-        done = self.platform("queues", "--json")
+        for _ in range(3):  # a server that stands still for a moment is asked again
+            done = self.platform("queues", "--json")
+            if done.returncode == 0:
+                break
         assert done.returncode == 0, done.stdout + done.stderr
         [found] = [row for row in json.loads(done.stdout) if row.get("queue", row.get("name")) == queue]
         return {state: found[state] for state in ("ready", "delayed", "active", "dead")}

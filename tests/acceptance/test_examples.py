@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from harness import REPOSITORY, Project, wait_for
+from server import free_ports
 
 _BIN = Path(sys.executable).parent
 
@@ -98,7 +99,7 @@ def test_a_web_app_answers_before_the_email_is_sent(examples: Path, opened: list
     """The answer of POST /signup needs no worker; the e-mail leaves once there is one."""
     project = Project(examples / "background-email")
     opened.append(project)
-    port = _free_port()
+    [port] = free_ports(1)
     log = (project.logs / "uvicorn").open("wb")
     with (
         log,
@@ -226,13 +227,6 @@ def test_a_shop_that_knows_rabbitmq_alone_gets_its_invoices(
     assert dead["id"] == "o-2"
     assert "total" in dead["reason"]
     assert worker.stop() == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _listens(port: int) -> bool:

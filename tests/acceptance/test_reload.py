@@ -154,6 +154,7 @@ def test_a_touch_reloads_nothing(served: Served) -> None:
     served.save("b")
 
     served.until_version("b")
+    wait_for(lambda: served.worker.events("reloaded"), "the word of it")
     assert [event["files"] for event in served.worker.events("reloaded")] == [["handlers/task.py"]]
 
 

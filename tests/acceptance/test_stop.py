@@ -97,7 +97,7 @@ def test_a_killed_dispatcher_takes_everything_with_it(project: Project) -> None:
     os.kill(worker.pid, signal.SIGKILL)
 
     try:
-        wait_for(lambda: not any(alive(pid) for pid in pids), "the whole tree is gone", timeout=5.0)
+        wait_for(lambda: not any(alive(pid) for pid in pids), "the whole tree is gone")
     except AssertionError as error:
         raise AssertionError(f"still there: {[command_of(pid) for pid in pids if alive(pid)]}") from error
 

@@ -24,12 +24,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(params=BROKERS, ids=lambda broker: broker.name)
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> BrokerSettings:
+def settings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BrokerSettings:
     """Where this test's broker is, once it is known that the adapter can do what the test needs."""
     broker: Broker = request.param
     root = tmp_path / "project"
     root.mkdir()
     url = broker.url(root)
+    for name, seconds in broker.patience.items():
+        monkeypatch.setattr(name, seconds)
     # names of its own on a shared server, so that tests disturb neither one another nor anybody's data
     prefix = f"t{uuid.uuid4().hex[:8]}-"
     found = BrokerSettings(name="default", url=url, root=str(root), prefix=prefix, options=dict(broker.options))

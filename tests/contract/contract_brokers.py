@@ -19,11 +19,19 @@ class Broker:
     server: str = ""
     #: Further keys of the broker's mapping in queues.yaml.
     options: dict[str, object] = dataclasses.field(default_factory=dict)
+    #: How long the adapter shall wait for what a server does at once unless its machine stands still: name → seconds.
+    patience: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def url(self, root: Path) -> str:
         """The URL for a project in that folder; the test is skipped, or fails under CI, where the server cannot be had."""
         return real_servers.need(self.server) if self.server else self.place.format(root=root)
 
+
+_KAFKA = {
+    "handrail_kafka.adapter.OPEN_PATIENCE": 30.0,
+    "handrail_kafka.intake.JOINED": 30.0,
+    "handrail_kafka.control.PATIENCE": 25.0,
+}
 
 BROKERS = [
     Broker("sqlite", "sqlite:{root}/.platform/queues.db"),
@@ -31,6 +39,6 @@ BROKERS = [
     Broker("rabbitmq", server="rabbitmq"),
     Broker("rabbitmq-classic", server="rabbitmq", options={"queue_type": "classic"}),
     # one partition keeps the order of all, several let workers share a queue
-    Broker("kafka", server="kafka", options={"partitions": 1}),
-    Broker("kafka-partitions", server="kafka", options={"partitions": 2}),
+    Broker("kafka", server="kafka", options={"partitions": 1}, patience=_KAFKA),
+    Broker("kafka-partitions", server="kafka", options={"partitions": 2}, patience=_KAFKA),
 ]

@@ -140,7 +140,7 @@ class _Direct:
 
     async def _publish(self, messages: list[Message], done: Callable[[dict[int, SendError]], None]) -> None:
         adapter = await self._project.client()
-        done(await adapter.publish(messages, self.settings.send_timeout))
+        done(await adapter.publish(messages, GENEROUS))
 
     def flush(self, timeout: float) -> bool:
         return True
@@ -213,6 +213,7 @@ class Project:
         content = {
             "brokers": {"default": {"url": self._broker.url, **self._broker.options}},
             "prefix": self._broker.prefix,
+            "send_timeout": f"{GENEROUS:g}s",
             **settings,
             "queues": queues if queues is not None else {"work": "work"},
         }
@@ -245,7 +246,7 @@ class Project:
             on_outcome=self._on_outcome,
             journal=_Journal(self.journal),
         )
-        self.run(worker.start())
+        self.run(worker.start(), timeout=100)
         running = Running(self, worker)
         self._running.append(running)
         return running
@@ -281,6 +282,7 @@ class Project:
             if self._client is None:
                 client = load(self.settings.brokers["default"])
                 await client.open("client")
+                await connected(client)
                 await client.declare([queue.spec for queue in self.settings.queues.values()])
                 self._client = client
         return self._client
@@ -458,6 +460,7 @@ class Port:
         adapter.board = board.path if board is not None else None
         await adapter.open("worker")
         try:
+            await connected(adapter)
             await adapter.declare(queues or [self.queue])
             yield adapter
         finally:
@@ -469,6 +472,7 @@ class Port:
         adapter = load(self.settings)
         await adapter.open("client")
         try:
+            await connected(adapter)
             await adapter.declare(queues or [self.queue])
             yield adapter
         finally:
@@ -522,3 +526,12 @@ async def eventually(condition: Callable[[], Coroutine[Any, Any, bool]], what: s
         if time.monotonic() > end:
             raise AssertionError(f"waited {GENEROUS:g} s in vain for {what}")
         await asyncio.sleep(0.01)
+
+
+async def connected(adapter: Adapter) -> None:
+    """Wait until *adapter* has its server: it is open sooner, and goes on trying."""
+
+    async def up() -> bool:
+        return adapter.health().up
+
+    await eventually(up, "the adapter to be connected")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from contract_harness import Project
 
-from handrail.adapter import Capability
+from handrail.adapter import Capability, Depth
 from handrail.outcome import Outcome
 
 needs = pytest.mark.needs
@@ -89,6 +91,11 @@ def test_a_retry_without_delay_goes_to_the_tail(project: Project) -> None:
     assert ran(project, 4) == ["bad", "b", "c", "bad"]
 
 
+def _waiting(depth: Depth, count: int) -> bool:
+    """Whether so many are ready, where the broker can tell, and none is delayed: on its way from there it is in no count."""
+    return depth.delayed == 0 and depth.ready in (count, None)
+
+
 @needs(Capability.FIFO, Capability.DELAY)
 def test_what_falls_due_goes_to_the_tail(project: Project) -> None:
     """A delayed message that falls due stands behind the messages of its priority that were ready before."""
@@ -97,9 +104,9 @@ def test_what_falls_due_goes_to_the_tail(project: Project) -> None:
     project.start()
     project.send("work", "first")
     project.noted("ran")
-    project.send("work", "delayed", delay="2s")
+    project.send("work", "delayed", delay="6s")
     project.send_bulk("work", ["b", "c"])
-    project.until(lambda: project.depth().delayed == 0, "the delayed message to fall due")
+    project.until(lambda: _waiting(project.depth(), 3), "the delayed message to fall due")
     project.open("go")
 
     assert ran(project, 4) == ["first", "b", "c", "delayed"]
@@ -115,15 +122,15 @@ def test_what_falls_due_keeps_its_priority(project: Project) -> None:
             if message == 'first': gate("go")
             if message == 'retried' and context.job.attempt == 1: raise ValueError
     """)
-    project.queues({"work": {"handler": "work", "concurrency": 1, "attempts": 2, "backoff": ["2s"]}})
+    project.queues({"work": {"handler": "work", "concurrency": 1, "attempts": 2, "backoff": ["6s"]}})
     project.start()
     project.send("work", "retried", priority=9)
     project.wait(Outcome.FAILED)
     project.send("work", "first", priority=9)
     project.noted("ran", 2)
-    project.send("work", "delayed", delay="2s", priority=8)
+    project.send("work", "delayed", delay="6s", priority=8)
     project.send_bulk("work", ["b", "c"], key="k")
-    project.until(lambda: project.depth().delayed == 0, "both to fall due")
+    project.until(lambda: _waiting(project.depth(), 4), "both to fall due")
     project.open("go")
 
     assert ran(project, 6) == ["retried", "first", "retried", "delayed", "b", "c"]
@@ -232,7 +239,7 @@ def test_queues_of_one_worker_do_not_starve_one_another(project: Project) -> Non
     project.handler("def handler(message): pass", "quiet")
     project.queues({"hangs": {"handler": "hangs", "concurrency": 4}, "busy": "busy", "quiet": "quiet"})
     project.send_bulk("hangs", list(range(50)))
-    project.send_bulk("busy", list(range(5000)))
+    project.send_bulk("busy", list(range(2000)))
     project.start()
     project.noted("hung", 4)
 
@@ -240,7 +247,7 @@ def test_queues_of_one_worker_do_not_starve_one_another(project: Project) -> Non
 
     project.one(Outcome.COMPLETED, queue="quiet")
     assert not project.peek("quiet")
-    project.wait(Outcome.COMPLETED, queue="busy", count=5000)
+    project.wait(Outcome.COMPLETED, queue="busy", count=2000)
 
 
 def test_concurrency_bounds_what_runs_at_once(project: Project) -> None:
@@ -273,19 +280,21 @@ def test_nothing_undue_is_delivered(project: Project) -> None:
     """A delayed message is in no worker's hands before it is due, and not early when it comes."""
     project.handler(RECORD)
     project.start()
-    project.send("work", "later", delay="3s")
+    due = time.time() + 3
+    project.send("work", "later", at=due)
     project.send("work", "far", delay="1h")
-    sent = {one.body: one for one in project.peek(state="delayed")}
 
     project.send("work", "now")
 
-    assert ran(project, 2) == ["now", "later"]
-    due = sent[b'"later"'].due
-    assert due is not None
-    assert project.notes("ran")[1].at >= due
+    assert sorted(ran(project, 2)) == ["later", "now"]
+    assert next(one.at for one in project.notes("ran") if one.facts[0] == "later") >= due
+
     # what ran is settled a moment after it has said so
-    project.until(lambda: project.depth().active == 0, "what ran to be settled")
-    assert project.depth().delayed == 1
+    def settled() -> bool:
+        depth = project.depth()
+        return (depth.active, depth.delayed) == (0, 1)
+
+    project.until(settled, "what ran to be settled, and the other to wait")
 
 
 @needs(Capability.DELAY, Capability.DEPTH)
@@ -293,9 +302,11 @@ def test_a_stopped_worker_loses_no_delay(project: Project) -> None:
     """Delays live in the broker: a worker that starts after one was sent still runs it at its time."""
     project.handler(RECORD)
     first = project.start()
-    project.send("work", "later", delay="3s")
+    due = time.time() + 3
+    project.send("work", "later", at=due)
     first.stop()
-    assert project.depth().delayed == 1
+    depth = project.depth()
+    assert depth.delayed == 1 or time.time() > due
 
     project.start()
 

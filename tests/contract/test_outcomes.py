@@ -251,12 +251,12 @@ def test_abandoned_threads_do_not_keep_a_queue_from_its_work(project: Project) -
             if message == 'hang':
                 gate("never")
     """)
-    project.queues({"work": {"handler": "work", "timeout": "200ms", "attempts": 1, "concurrency": 1}})
+    project.queues({"work": {"handler": "work", "attempts": 1, "concurrency": 1}})
     project.start()
 
-    project.send("work", "hang")
+    project.send("work", "hang", timeout="200ms")
     project.one(Outcome.DEAD)
-    project.send("work", "hang")
+    project.send("work", "hang", timeout="200ms")
     project.wait(Outcome.DEAD, count=2)
     project.send("work", "go on")
 
@@ -275,13 +275,13 @@ def test_a_timeout_kills_an_isolated_process(project: Project) -> None:
                     if not is_open("watched"): continue
                     note('still alive')
     """)
-    project.queues({"work": {"handler": "work", "isolation": "process", "timeout": "300ms", "attempts": 1}})
-    project.start()
+    project.queues({"work": {"handler": "work", "isolation": "process", "attempts": 1, "concurrency": 1}})
+    running = project.start()
+    (pid,) = running.host_pids()
 
-    project.send("work", "hang")
+    project.send("work", "hang", timeout="300ms")
 
     assert project.one(Outcome.DEAD).verdict.reason == "callback not called within 300ms"
-    pid = project.notes("ran")[0].pid
     project.until(lambda: not _alive(pid), f"the end of process {pid}")
     project.send("work", "go on")
     project.one(Outcome.COMPLETED)
@@ -429,7 +429,9 @@ def test_expiry_counts_from_when_a_message_falls_due(project: Project) -> None:
     project.handler("def handler(message): note('ran')")
     project.start()
 
-    project.send("work", 1, delay="2s", expires="1900ms")
+    now = time.time()
+    late = Options(expires=60.0)
+    project.publish(Message(queue="work", id=new_id(), body=b"1", sent_at=now - 3600, due=now + 1, options=late))
 
     assert project.one().outcome is Outcome.COMPLETED
 
@@ -442,7 +444,7 @@ def test_a_retry_of_a_message_that_started_in_time_does_not_expire(project: Proj
             if context.job.attempt == 1:
                 raise ValueError
     """)
-    project.queues({"work": {"handler": "work", "expires": "3s", "attempts": 2, "backoff": ["3100ms"]}})
+    project.queues({"work": {"handler": "work", "expires": "6s", "attempts": 2, "backoff": ["6100ms"]}})
     project.start()
 
     project.send("work", 1)

@@ -177,7 +177,7 @@ def test_the_first_fails_and_the_second_succeeds_and_after_a_restart_the_first_c
             note('ran', message)
             if message == 'first' and not is_open("mended"): raise ValueError
     """)
-    project.queues({"work": {"handler": "work", "concurrency": 1, "attempts": 3, "backoff": ["200ms"]}})
+    project.queues({"work": {"handler": "work", "concurrency": 1, "attempts": 1000, "backoff": ["200ms"]}})
     running = project.start()
     project.send_bulk("work", ["first", "second"])
     project.wait(Outcome.FAILED)
