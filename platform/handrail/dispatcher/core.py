@@ -52,6 +52,8 @@ SILENT = 10.0
 #: Seconds without a look round after which this process must have stood still, as a frozen container or machine does, and what
 #: was in its hands may be others' by now; and seconds for the brokers to say so, before anything of it is begun.
 STOOD_STILL, WAKING = 4.0, 1.0
+#: Seconds after which a look round comes too late to judge by it how fast handlers are.
+LATE = 2.0
 
 #: Told of every outcome once it is settled: message as delivered, verdict, result as JSON, seconds it ran.
 OnOutcome = Callable[[Message, Verdict, bytes | None, float], None]
@@ -99,6 +101,8 @@ class Dispatcher:
         self.paused = False
         #: Until when what waits here is surely ours, in monotonic seconds; for ever where nobody looks round.
         self._sure_until = math.inf
+        #: When it was last looked round, in monotonic seconds.
+        self._looked_at = math.inf
         self._waking = False
         self.stopping = False
         self._hurried = False
@@ -679,7 +683,12 @@ class Dispatcher:
             self._wake_up()
         else:
             self._sure_until = time.monotonic() + STOOD_STILL
+        late = time.monotonic() - self._looked_at > LATE
+        self._looked_at = time.monotonic()
         for lane in self.lanes.values():
+            if late:
+                lane.measure_anew()
+                continue
             hold = self._adapter(lane.queue.broker).hold
             # those that wait behind a suspect may wait for hours, and come again with a new term
             patience = hold.seconds / 4 if hold is not None else None

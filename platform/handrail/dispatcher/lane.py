@@ -159,6 +159,11 @@ class Lane:
         # fall at once, rise half way: hoarding is worse than a short wait
         self._set_rate(rate if rate < self._rate else (self._rate + rate) / 2)
 
+    def measure_anew(self) -> None:
+        """This process stood still: what did not end meanwhile says nothing of the handlers."""
+        self._finished = 0
+        self._measured = time.monotonic()
+
     def relax(self, *, paused: bool = False, patience: float | None = None) -> list[Delivery]:
         """Look at the rate though nothing may have ended for long; what now waits in vain is taken out and returned.
 

@@ -425,6 +425,31 @@ async def test_what_was_fetched_for_a_rate_that_is_past_goes_back(site) -> None:
     assert {kind for _, kind in site.outcomes()} == {"completed"}
 
 
+async def test_a_standstill_makes_no_handler_slow(site, monkeypatch) -> None:
+    """What waits here is kept when this process stood still, for what was fetched behind it would overtake it else."""
+
+    async def never(_worker: Worker, _dispatcher: core.Dispatcher) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Worker, "_look_round", never)
+    site.handler("async def handler(message): await agate('go')")
+    async with site.worker(site.queues({"work": {"handler": "work", "concurrency": 1}})) as worker:
+        dispatcher, lane = worker.dispatcher, worker.dispatcher.lanes["work"]
+        dispatcher.look_round()
+        lane._set_rate(1000.0)  # as after a burst
+        await site.send(*range(30))
+        await site.until(lambda: len(lane.buffer) == 29, "one to run and the others to wait")
+
+        dispatcher._looked_at = lane._measured = time.monotonic() - core.LATE - 1
+        dispatcher.look_round()
+        assert len(lane.buffer) == 29
+
+        lane._measured -= core.LATE
+        dispatcher.look_round()
+        await site.until(lambda: not lane.buffer, "the others to go back")
+        site.open("go")
+
+
 def test_lanes_forget_what_waits_for_the_ledger(site) -> None:
     """What is lost while the ledger is asked about it does not run."""
     site.handler("def handler(message): pass")
