@@ -20,11 +20,12 @@ PLATFORM = Path(sys.executable).with_name("platform")
 PATIENCE = 30.0
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
+def wait_for(condition: Callable[[], Any], what: str | Callable[[], str]) -> Any:
+    """The first true value of *condition*; *what* says what was waited for in vain, as it is by then where it is a function."""
     deadline = time.monotonic() + PATIENCE
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {PATIENCE:g} s: {what}")
+            raise AssertionError(f"not within {PATIENCE:g} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.01)
     return value
 
@@ -53,7 +54,7 @@ class Terminal:
         return self.text
 
     def until(self, word: str, times: int = 1) -> None:
-        wait_for(lambda: self.read().count(word) >= times, f"{word!r} on the terminal; it shows:\n{self.text}")
+        wait_for(lambda: self.read().count(word) >= times, lambda: f"{word!r} on the terminal; it shows:\n{self.text}")
 
     def press(self, keys: str) -> None:
         os.write(self.fd, keys.encode())
@@ -68,7 +69,7 @@ class Terminal:
         return self.code is not None
 
     def wait(self) -> int:
-        wait_for(self.ended, f"its end; it shows:\n{self.text}")
+        wait_for(self.ended, lambda: f"its end; it shows:\n{self.text}")
         assert self.code is not None
         return self.code
 
