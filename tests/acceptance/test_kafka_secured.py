@@ -339,15 +339,15 @@ def test_topics_that_may_not_be_created_are_named(secured: SecuredKafka, project
 
 def test_a_token_that_ends_while_messages_flow_is_replaced(secured: SecuredKafka, project: Project) -> None:
     """The server ends connections with their tokens; with new ones all goes on: nothing is lost, and nothing repeated."""
-    command = f"echo m >> {project.logs}/minted; {minted('all-rights', 15.0)}"
+    command = f"echo m >> {project.logs}/minted; {minted('all-rights', 10.0)}"
     configured(project, {"url": secured.at("sasl"), "token_command": command}, prefix=f"o{uuid.uuid4().hex[:8]}-")
     worker = project.worker("work")
 
     # longer than one of them lives
-    confirmed = project.sender("quick", range(72), pace=0.25).finish()
+    confirmed = project.sender("quick", range(50), pace=0.25).finish()
 
-    project.until("end", *range(72))
-    assert confirmed == set(range(72))
+    project.until("end", *range(50))
+    assert confirmed == set(range(50))
     assert set(project.counts("start").values()) == {1}
     assert (project.logs / "minted").read_text().count("m") > 2  # the worker's first, the sender's first, and more
     assert worker.stop() == 0

@@ -139,7 +139,7 @@ def test_a_refusal_is_one_line_and_exit_code_3(project: Project, own_rabbitmq: R
 )
 def test_a_server_that_is_not_there_is_awaited_by_workers_alone(project: Project, host: str, text: str) -> None:
     """A worker says once that it cannot connect and goes on trying; commands end within their time with exit code 3."""
-    project.lay({"quick": "work.quick"}, broker={"url": f"amqp://{host}", "password": SECRET}, send_timeout="8s")
+    project.lay({"quick": "work.quick"}, broker={"url": f"amqp://{host}", "password": SECRET}, send_timeout="4s")
     worker = project.worker("work")
 
     for words in (["send", "quick", "{}"], ["queues"]):

@@ -168,7 +168,7 @@ def test_a_stop_keeps_the_order_and_the_counts_of_what_it_interrupts(project: Pr
             if number == 1 and context.job.attempt == 1: raise ValueError
             if key == 'b' and not is_open("go"): await agate("go")
     """)
-    project.queues({"work": {**BY_KEY["work"], "backoff": ["8s"]}})
+    project.queues({"work": {**BY_KEY["work"], "backoff": ["5s"]}})
     running = project.start()
     send(project, ("a", 1), ("a", 2), ("b", 2), ("b", 3))
     project.wait(Outcome.FAILED)
