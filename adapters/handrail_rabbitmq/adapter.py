@@ -38,13 +38,14 @@ from handrail.logger import get_logger
 from handrail.message import Message
 from handrail_rabbitmq import place
 from handrail_rabbitmq.aging import timed_out
-from handrail_rabbitmq.consuming import AGAIN, LOST, MOVING, OPEN, Finished, Intake, Mark, mark
+from handrail_rabbitmq.consuming import AGAIN, Intake
 from handrail_rabbitmq.deaths import Deaths
 from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link, Notice
 from handrail_rabbitmq.looking import Looking
 from handrail_rabbitmq.names import HEAD
 from handrail_rabbitmq.planning import Planning
 from handrail_rabbitmq.publishing import Item, Publisher, RefusedError
+from handrail_rabbitmq.tags import LOST, MOVING, OPEN, Finished, Mark, mark
 from handrail_rabbitmq.topology import PATIENCE, Topology
 
 log = get_logger("handrail.rabbitmq")

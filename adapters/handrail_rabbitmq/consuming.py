@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import bisect
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +27,8 @@ from handrail_rabbitmq.frames import Take
 from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link
 from handrail_rabbitmq.names import HEAD, level_queue
 from handrail_rabbitmq.requeueing import put_back
+from handrail_rabbitmq.tags import DONE, LOST, Consumer, Finished, Level, Tag
+from handrail_rabbitmq.unsettled import Unsettled
 
 log = get_logger("handrail.rabbitmq")
 
@@ -43,50 +44,6 @@ LOOKAHEAD = 0.02
 REPLACE_EVERY = 0.05
 #: Seconds before a queue whose channel the server closed is subscribed again.
 AGAIN = 0.5
-
-Level = int | str
-#: Queue, level, id, hash of the body, and counts: see :func:`mark`.
-Mark = tuple[str, Level, str, int, tuple[int, int, float | None]]
-OPEN, DONE, LOST, MOVING = 0, 1, 2, 3
-
-
-class Consumer:
-    """One consumer on the server, of one level."""
-
-    __slots__ = ("full", "level", "prefetch", "tag", "unsettled")
-
-    def __init__(self, level: Level, tag: str, prefetch: int) -> None:
-        self.level = level
-        self.tag = tag
-        self.prefetch = prefetch
-        #: What it delivered and the server has not heard of again.
-        self.unsettled = 0
-        #: Whether that was once all that its prefetch allows: the server may have had more.
-        self.full = False
-
-
-class Tag:
-    """The handle of a delivery."""
-
-    __slots__ = ("consumer", "counts", "intake", "number", "rank", "state")
-
-    def __init__(self, intake: Intake, consumer: Consumer, number: int, counts: tuple[int, int, float | None]) -> None:
-        self.intake = intake
-        self.consumer = consumer
-        #: The server's delivery tag, on the channel that the intake had then.
-        self.number = number
-        #: Place among the hidden: the lowest first. Set when it is hidden.
-        self.rank = (0, 0, 0)
-        self.state = OPEN
-        #: Attempts, starts and due time with which it came: what is put in its place has others.
-        self.counts = counts
-
-
-def mark(delivery: Delivery) -> Mark:
-    """What tells a delivery from every other, its own redelivery excepted, and from the copy that a move puts in its place."""
-    tag: Tag = delivery.tag
-    message = delivery.message
-    return (tag.intake.full, tag.consumer.level, message.id, hash(message.body), tag.counts)
 
 
 def _rank(delivery: Delivery) -> tuple[int, int, int]:
@@ -134,10 +91,7 @@ class Intake:
         self.held: dict[int, Delivery] = {}
         self._hidden: list[Delivery] = []
         self._arrived: list[Delivery] = []
-        # tags that the server waits for, in order, and those of them that may be acknowledged
-        self._outstanding: deque[int] = deque()
-        self._acked: set[int] = set()
-        self._nacked: set[int] = set()
+        self.unsettled = Unsettled()
         self.paused = False
         self.cancelled = False
         # what the server said when it closed the channel because the user has no right to consume
@@ -240,9 +194,7 @@ class Intake:
         self.held.clear()
         self._hidden.clear()
         self._arrived.clear()
-        self._outstanding.clear()
-        self._acked.clear()
-        self._nacked.clear()
+        self.unsettled.clear()
         self._consumers.clear()
         self.crashed.clear()
         self._ages.forget(self._loop.time())
@@ -296,7 +248,7 @@ class Intake:
         if consumer.unsettled >= consumer.prefetch:
             consumer.full = True
         self._count += 1
-        self._outstanding.append(number)
+        self.unsettled.numbers.append(number)
         counts = (message.attempts, message.starts, message.due)
         delivery = Delivery(message, Tag(self, consumer, number, counts), redelivered)
         if self._gathering:
@@ -402,7 +354,7 @@ class Intake:
         tag.state = DONE
         tag.consumer.unsettled -= 1
         self.held.pop(tag.number, None)
-        self._acked.add(tag.number)
+        self.unsettled.ack(tag.number)
         self._settled += 1
 
     async def give_back(self, deliveries: list[Delivery]) -> None:
@@ -412,7 +364,7 @@ class Intake:
             tag.state = DONE
             tag.consumer.unsettled -= 1
             self.held.pop(tag.number, None)
-            self._nacked.add(tag.number)
+            self.unsettled.give_back(tag.number)
         channel = self.channel
         if channel is None or not deliveries:
             return
@@ -429,32 +381,12 @@ class Intake:
             await put_back(channel, level_queue(self.full, level), mine)
 
     def flush(self) -> Channel | None:
-        """Send acknowledgements: the longest finished prefix in one, the rest singly. The channel they went by."""
-        channel, outstanding, acked, nacked = self.channel, self._outstanding, self._acked, self._nacked
-        if channel is None:
-            return None
-        ack = channel.raw.basic_ack
-        last = 0
-        while outstanding and ((first := outstanding[0]) in acked or first in nacked):
-            outstanding.popleft()
-            if first in acked:
-                acked.discard(first)
-                last = first
-            else:
-                nacked.discard(first)
-        if last:
-            channel.tell(ack, last, multiple=True)
-        if acked:
-            for number in acked:
-                channel.tell(ack, number)
-            # acknowledging twice closes the channel: from here on they are like those that were given back
-            nacked |= acked
-            acked.clear()
-        if len(nacked) * 2 > len(outstanding) > 64:
-            self._outstanding = deque(number for number in outstanding if number not in nacked)
-            nacked.clear()
-        self._measure()
-        self._pump()
+        """Send acknowledgements, and deliver what there is room for then. The channel they went by."""
+        channel = self.channel
+        if channel is not None:
+            self.unsettled.flush(channel)
+            self._measure()
+            self._pump()
         return channel
 
     async def give_back_hidden(self, also: list[Delivery] | None = None) -> None:
@@ -579,7 +511,7 @@ class Intake:
 
     def look_at_ages(self, limit: float) -> None:
         """Let what may have been in hand for *limit* seconds stay behind, before it can harm what comes after it."""
-        if self.channel is not None and self._ages.look(self._outstanding, self._loop.time()) >= limit:
+        if self.channel is not None and self._ages.look(self.unsettled.numbers, self._loop.time()) >= limit:
             self._aged = True
             self._kick()
 
@@ -600,17 +532,13 @@ class Intake:
         if self.held:
             rest = Rest(self, channel)
             rest.held, self.held = self.held, {}
-            rest._outstanding, self._outstanding = self._outstanding, deque()
-            rest._acked, self._acked = self._acked, set()
-            rest._nacked, self._nacked = self._nacked, set()
+            rest.unsettled, self.unsettled = self.unsettled, Unsettled()
             rest.crashed, self.crashed = self.crashed, set()
             for delivery in rest.held.values():
                 delivery.tag.intake = rest
             self._rests.append(rest)
         else:
-            self._outstanding.clear()
-            self._acked.clear()
-            self._nacked.clear()
+            self.unsettled.clear()
             self.crashed.clear()
             self.channel = None
             channel.close()
@@ -767,22 +695,3 @@ class Rest(Intake):
     def _lose(self, lost: list[Delivery], channel: Channel) -> None:
         self._parent.rest_ended(self)
         self._parent._lose(lost, channel)
-
-
-class Finished:
-    """Deliveries whose acknowledgement may not have reached the server: their redeliveries are acknowledged at once.
-
-    Where it did reach it, none of these comes again; but a retry of the message does, by the same id, and may be redelivered.
-    """
-
-    def __init__(self, most: int = 20_000) -> None:
-        self._most = most
-        self._marks: dict[Mark, None] = {}
-
-    def add(self, finished: Mark) -> None:
-        self._marks[finished] = None
-        if len(self._marks) > self._most:
-            del self._marks[next(iter(self._marks))]
-
-    def has(self, delivery: Delivery) -> bool:
-        return bool(self._marks) and self._marks.pop(mark(delivery), 0) is None

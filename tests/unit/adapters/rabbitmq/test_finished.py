@@ -7,7 +7,7 @@ from typing import Any
 
 from handrail.adapter import Delivery
 from handrail.message import Message
-from handrail_rabbitmq.consuming import Finished, Tag, mark
+from handrail_rabbitmq.tags import Finished, Tag, mark
 
 
 def delivery(*, attempts: int = 0, due: float | None = None, level: int | str = 4, body: bytes = b"{}") -> Delivery:
