@@ -80,7 +80,7 @@ def test_killing_the_server_at_random_moments_loses_nothing(
     assert max(toll.age for toll in tolls) <= UNHEARD
 
 
-@pytest.mark.parametrize("broker", [one.cluster() for one in (RABBITMQ, KAFKA)], ids=str)
+@pytest.mark.parametrize("broker", [one.cluster() for one in (RABBITMQ, *many(KAFKA))], ids=str)
 def test_killing_a_node_of_a_cluster_loses_nothing(
     project: Project, load: Load, broker: Broker, cluster: Cluster
 ) -> None:

@@ -88,10 +88,11 @@ def test_a_process_id_of_long_ago_is_not_the_server(tiny: Tiny) -> None:
     assert tiny.up() == tiny.url
 
 
-def test_a_port_that_is_taken_is_told(tiny: Tiny) -> None:
+def test_a_port_that_is_taken_is_told(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server keeps its port between `stop` and `up`; when another program has it by then, one line says so."""
     tiny.up()
     tiny.stop()
+    monkeypatch.setattr("server.GRACE", 1.0)
     with socket.create_server(("127.0.0.1", tiny.state["port"])):
         assert not is_free(tiny.state["port"])
         with pytest.raises(UnavailableError, match=f"port {tiny.state['port']} is taken"):
