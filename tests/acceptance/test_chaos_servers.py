@@ -20,6 +20,7 @@ from chaos import (
     Broker,
     Incident,
     Load,
+    Toll,
     freeze,
     judge,
     lay,
@@ -29,7 +30,7 @@ from chaos import (
     thaw,
     until_all_is_done,
 )
-from harness import Project
+from harness import Project, Running
 from server import Server
 
 from clusters import Cluster
@@ -47,6 +48,23 @@ UNHEARD = 6.0
 TOO_LONG = 13.0
 
 
+def lay_slow(project: Project, load: Load) -> None:
+    """Handlers that take their time, and what one worker is up to: no backlog grows from round to round."""
+    lay(project, "load.slow")
+    load.pace = 0.006
+
+
+def what_it_cost(
+    project: Project, load: Load, workers: list[Running], incidents: list[Incident], what: str
+) -> list[Toll]:
+    """Stop the load, wait until all is handled, stop the workers: what each of *incidents* made run again."""
+    until_all_is_done(project, load.stop())
+    assert [worker.stop() for worker in workers] == [0] * len(workers)
+    tolls = judge(project, load, incidents)
+    tell(what, load, tolls, project.overlaps())
+    return tolls
+
+
 SERVERS = [one.own() for one in (RABBITMQ, KAFKA, *many(CLASSIC))]
 
 
@@ -55,8 +73,7 @@ def test_killing_the_server_at_random_moments_loses_nothing(
     project: Project, load: Load, broker: Broker, server: Server
 ) -> None:
     """Every confirmed message is handled, by the workers that lived through it: they are subscribed again by themselves."""
-    lay(project, "load.slow")
-    load.pace = 0.006  # what one worker is up to: no backlog grows from round to round
+    lay_slow(project, load)
     chance = load.chance
     kills: list[Incident] = []
     workers = [project.worker("work"), project.worker("work")]
@@ -71,11 +88,7 @@ def test_killing_the_server_at_random_moments_loses_nothing(
         kills.append(Incident(at, over=time.monotonic(), server=True))
         project.until_more("end", 50, timeout=60)
 
-    until_all_is_done(project, load.stop())
-    assert [worker.stop() for worker in workers] == [0, 0]
-
-    tolls = judge(project, load, kills)
-    tell(f"killing the server on {broker}", load, tolls, project.overlaps())
+    tolls = what_it_cost(project, load, workers, kills, f"killing the server on {broker}")
     assert max(toll.again for toll in tolls) <= IN_HAND
     assert max(toll.age for toll in tolls) <= UNHEARD
 
@@ -85,8 +98,7 @@ def test_killing_a_node_of_a_cluster_loses_nothing(
     project: Project, load: Load, broker: Broker, cluster: Cluster
 ) -> None:
     """With one node of three away the others take and give; what that costs is no more than a server's own death."""
-    lay(project, "load.slow")
-    load.pace = 0.006  # what one worker is up to: no backlog grows from round to round
+    lay_slow(project, load)
     chance = load.chance
     kills: list[Incident] = []
     workers = [project.worker("work"), project.worker("work")]
@@ -102,11 +114,7 @@ def test_killing_a_node_of_a_cluster_loses_nothing(
         node.up()
         kills.append(Incident(at, over=time.monotonic(), server=True))
 
-    until_all_is_done(project, load.stop())
-    assert [worker.stop() for worker in workers] == [0, 0]
-
-    tolls = judge(project, load, kills)
-    tell(f"killing a node on {broker}", load, tolls, project.overlaps())
+    tolls = what_it_cost(project, load, workers, kills, f"killing a node on {broker}")
     assert max(toll.again for toll in tolls) <= IN_HAND
     assert max(toll.age for toll in tolls) <= UNHEARD
 
@@ -114,8 +122,7 @@ def test_killing_a_node_of_a_cluster_loses_nothing(
 @pytest.mark.parametrize("broker", [one.impatient() for one in SERVERS], ids=str)
 def test_freezing_the_server_loses_nothing(project: Project, load: Load, broker: Broker, server: Server) -> None:
     """A server that stands still, shorter and longer than it is believed to live, is taken up again where it was left."""
-    lay(project, "load.slow")
-    load.pace = 0.006  # what one worker is up to: no backlog grows from round to round
+    lay_slow(project, load)
     chance = load.chance
     incidents: list[Incident] = []
     workers = [project.worker("work"), project.worker("work")]
@@ -129,19 +136,14 @@ def test_freezing_the_server_loses_nothing(project: Project, load: Load, broker:
         incidents.append(Incident(at, over=time.monotonic(), server=True))
         project.until_more("end", 50, timeout=60)
 
-    until_all_is_done(project, load.stop())
-    assert [worker.stop() for worker in workers] == [0, 0]
-
-    tolls = judge(project, load, incidents)
-    tell(f"freezing the server on {broker}", load, tolls, project.overlaps())
+    tolls = what_it_cost(project, load, workers, incidents, f"freezing the server on {broker}")
     assert max(toll.again for toll in tolls) <= IN_HAND
 
 
 @pytest.mark.parametrize("broker", [one.impatient() for one in (RABBITMQ, KAFKA, *many(SQLITE, CLASSIC))], ids=str)
 def test_a_worker_frozen_for_too_long_loses_nothing(project: Project, load: Load, broker: Broker) -> None:
     """While it stands still its messages go to another; waking, it begins nothing of what it had only fetched."""
-    lay(project, "load.slow")
-    load.pace = 0.006  # what one worker is up to: no backlog grows from round to round
+    lay_slow(project, load)
     chance = load.chance
     incidents: list[Incident] = []
     workers = [project.worker("work"), project.worker("work")]
@@ -156,11 +158,7 @@ def test_a_worker_frozen_for_too_long_loses_nothing(project: Project, load: Load
         incidents.append(Incident(at, frozenset(frozen), over=time.monotonic()))
         project.until_more("end", 50, timeout=60)
 
-    until_all_is_done(project, load.stop())
-    assert [worker.stop() for worker in workers] == [0, 0]
-
-    tolls = judge(project, load, incidents)
-    tell(f"freezing a worker for long on {broker}", load, tolls, project.overlaps())
+    tolls = what_it_cost(project, load, workers, incidents, f"freezing a worker for long on {broker}")
     # what its hosts had been given when it was frozen; and what had ended, of which its server had not heard
     assert max(toll.again - toll.ended for toll in tolls) <= CONCURRENCY
     assert max(toll.again for toll in tolls) <= IN_HAND / 2
@@ -190,8 +188,7 @@ COMING = [KAFKA] if WANTED is None else [one.impatient() for one in (KAFKA, SQLI
 @pytest.mark.parametrize("broker", COMING, ids=str)
 def test_workers_that_come_and_go_under_load_lose_nothing(project: Project, load: Load, broker: Broker) -> None:
     """Scaling out and in beside a worker that stays: in order nothing runs twice, by a kill only what the lost one ran."""
-    lay(project, "load.slow")
-    load.pace = 0.006  # what one worker is up to: no backlog grows from round to round
+    lay_slow(project, load)
     incidents: list[Incident] = []
     stays = project.worker("work")
     for _ in range(rounds(2)):
@@ -199,9 +196,5 @@ def test_workers_that_come_and_go_under_load_lose_nothing(project: Project, load
         incidents.append(leave(project, load.chance))
         project.until_more("end", 20, timeout=60)
 
-    until_all_is_done(project, load.stop())
-    assert stays.stop() == 0
-
-    tolls = judge(project, load, incidents)
-    tell(f"coming and going on {broker}", load, tolls, project.overlaps())
+    tolls = what_it_cost(project, load, [stays], incidents, f"coming and going on {broker}")
     assert max(toll.again for toll in tolls) <= CONCURRENCY
