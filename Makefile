@@ -18,7 +18,7 @@ run:
 	$(RUN) && exec .venv/bin/platform run $(ARGS)
 
 # most tests wait for processes more than they compute: more of them at once than a small machine has cores
-JOBS = 3
+JOBS = 4
 PYTEST = .venv/bin/pytest --numprocesses=$(JOBS) --dist=loadgroup
 
 test:

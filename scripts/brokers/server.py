@@ -163,7 +163,7 @@ class Server:
             time.sleep(0.05)
 
     def send(self, what: signal.Signals) -> None:
-        """Send a signal to every process of the server; after SIGKILL they are gone when this returns."""
+        """Send a signal to every process of the server; after SIGKILL they are gone when this returns, after SIGSTOP still."""
         state = self.state
         if not self.running:
             return
@@ -171,6 +171,10 @@ class Server:
             os.killpg(state["pid"], what)
         if what is signal.SIGKILL:
             self._gone(GRACE)
+        elif what is signal.SIGSTOP:
+            end = time.monotonic() + GRACE
+            while not stands_still(state["pid"]) and time.monotonic() < end:
+                time.sleep(0.005)
 
     def stop(self) -> None:
         """End the server in its own way, or by force; the data stays."""
@@ -217,6 +221,16 @@ def alive(pid: int, folder: Path) -> bool:
         return not ended and f"{MARK}={folder}".encode() in (process / "environ").read_bytes().split(b"\0")
     except OSError:
         return False
+
+
+def stands_still(group: int) -> bool:
+    """Whether every thread of that process group is stopped, as far as the system tells."""
+    for stat in Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            state, _parent, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "TtZX":
+                return False
+    return True
 
 
 def free_ports(count: int) -> list[int]:

@@ -239,7 +239,7 @@ def test_a_timeout_abandons_a_thread_and_ignores_its_late_callback(project: Proj
     assert project.one(Outcome.DEAD).verdict.reason == "callback not called within 200ms"
     project.open("late")
     project.noted("went on")
-    project.logged("too late", "ignored")
+    project.logged("late", "ignored")
     assert [one.outcome for one in project.seen] == [Outcome.DEAD]
 
 
