@@ -24,6 +24,11 @@ log = get_logger("handrail.rabbitmq")
 WINDOW, WINDOW_BYTES = 2000, 16 << 20
 #: Seconds before a message that the server refused for now is offered again, when it must go somewhere.
 AGAIN = 0.5
+#: How often a message is offered at most that is refused by channels which have had none taken for its queue; and the most
+#: seconds between two channels that are opened for one queue.
+OFFERS, LONGEST_PAUSE = 3, 10.0
+#: Seconds for what is on its way to be confirmed before the channel is replaced by another.
+FAREWELL = 1.0
 
 _Fate = Callable[["Item", SendError | None], None]
 
@@ -44,6 +49,7 @@ class Item:
         "key",
         "level",
         "message",
+        "offers",
         "properties",
         "returned",
         "sure",
@@ -67,6 +73,8 @@ class Item:
         self.sure = False
         #: Whether it was offered again after something that it needed had gone.
         self.tried = False
+        #: How often it was refused and is offered all the same.
+        self.offers = 0
         #: Whether nobody waits for it any more: it is not sent if it was not yet.
         self.gone = False
 
@@ -91,6 +99,13 @@ class Publisher:
         self._closed = False
         # why the channel last closed, until the server confirms something: said once
         self._told: str | None = None
+        # routing keys for which this channel has had a message taken
+        self._proven: set[str] = set()
+        # refused by a channel that is to be replaced by another, in their order; and whether it is about to be
+        self._refused: list[Item] = []
+        self._renewing = False
+        # routing key → when another channel may be opened for it, on the loop's clock, and seconds until the one after that
+        self._renewals: dict[str, tuple[float, float]] = {}
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -101,6 +116,7 @@ class Publisher:
         raw.add_on_return_callback(self._on_return)
         await channel.confirm(self._on_confirm)
         self._next = self._low = 1
+        self._proven.clear()
         channel.on_close = lambda: self._gone(channel)
         self._channel = channel
         self._drain()
@@ -123,11 +139,16 @@ class Publisher:
             if channel.code == FORBIDDEN and f"'{item.exchange or 'amq.default'}'" in (channel.reason or ""):
                 item.done(item, SendError(str(self._topology.refusal(GoneError(channel.reason or "", FORBIDDEN)))))
                 continue
-            if not (item.fixed or item.sure):
-                item.exchange = item.key = ""
-                if item.properties is not None:
-                    item.properties.headers.pop("CC", None)
+            self._route_anew(item)
             self._waiting.appendleft(item)
+        refused, self._refused = self._refused, []
+        for item in reversed(refused):
+            self._parked.discard(item)
+            self._route_anew(item)
+            self._waiting.appendleft(item)
+        if self._renewing:
+            self._renewing = False
+            self._told = channel.reason  # it was said why
         if self._link.up and not self._closed:
             # the channel alone: an exchange that was deleted under us closes it
             if channel.reason != self._told:
@@ -136,6 +157,42 @@ class Publisher:
                 )
             self._told = channel.reason
             self._loop.call_later(AGAIN, self._begin_again)
+
+    @staticmethod
+    def _route_anew(item: Item) -> None:
+        if not (item.fixed or item.sure):
+            item.exchange = item.key = ""
+            if item.properties is not None:
+                item.properties.headers.pop("CC", None)
+
+    def _renew(self, item: Item) -> bool:
+        """Whether *item*, which was refused, will be offered again on another channel.
+
+        A channel on which the first message for a quorum queue is sent while the node of its leader is down refuses all for that
+        queue until the node is back, though it may have another leader in no time (3.10: ``rabbit_fifo_client:enqueue``). So a
+        channel is believed that a queue is full only if it has had a message taken for it, or others refuse as well.
+        """
+        channel = self._channel
+        if channel is None or item.sure or item.key in self._proven or item.offers + 1 >= OFFERS:
+            return False
+        if not self._renewing:
+            now = self._loop.time()
+            after, pause = self._renewals.get(item.key, (now, AGAIN / 2))
+            if now < after:
+                return False
+            self._renewals[item.key] = (now + pause, min(2 * pause, LONGEST_PAUSE))
+            self._renewing = True
+            log.warning("the server refused a message; offering it on another channel", queue=item.key)
+            self._loop.call_later(FAREWELL, self._farewell, channel)
+        item.offers += 1
+        self._parked.add(item)
+        self._refused.append(item)
+        return True
+
+    def _farewell(self, channel: Channel) -> None:
+        """Close the channel that is to be replaced, unless it is already."""
+        if self._channel is channel and self._renewing:
+            channel.close()
 
     def _begin_again(self) -> None:
         async def begin() -> None:
@@ -258,7 +315,7 @@ class Publisher:
     def _drain(self) -> None:
         """Send what waits, as far as the window and the topology allow."""
         channel = self._channel
-        if channel is None or self._making is not None or self._link.blocked:
+        if channel is None or self._making is not None or self._link.blocked or self._renewing:
             return
         waiting, sent, publish = self._waiting, self._sent, channel.publish
         now = time.time()
@@ -408,6 +465,8 @@ class Publisher:
                 self._confirmed(item, refused=refused)
             except Exception:  # an exception in a callback ends pika's connection
                 log.exception("telling what became of a message failed")
+        if self._renewing and not sent and self._channel is not None:
+            self._farewell(self._channel)
         if self._waiting:
             self._drain()
 
@@ -424,6 +483,8 @@ class Publisher:
         if item.gone:
             return
         if refused:
+            if self._renew(item):
+                return
             text = f"{self._link.place.shown}: the server refused the message: queue {item.key!r} is full or failing"
             item.done(item, RefusedError(text))
         elif item.returned and not item.tried:
@@ -437,6 +498,10 @@ class Publisher:
                 item, SendError(f"{self._link.place.shown}: no queue {item.key!r} on the server takes the message")
             )
         else:
+            if not item.sure:
+                self._proven.add(item.key)
+            if self._renewals:
+                self._renewals.pop(item.key, None)
             item.done(item, None)
 
 

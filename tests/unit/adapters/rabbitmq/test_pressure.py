@@ -14,6 +14,7 @@ from typing import Any
 
 import pika
 import pytest
+import structlog
 
 # what these tests share are modules of their own, and importmode=importlib puts no folder of tests on the path
 sys.path.insert(0, str(Path(__file__).parent))
@@ -136,6 +137,47 @@ async def test_a_full_queue_refuses_at_once(server: Any, bench: Bench) -> None:
         assert len(errors) == 45
         assert "is full" in str(errors[49])
         assert (await client.depth("work")).ready == 50 - len(errors)
+    finally:
+        await bench.close()
+
+
+async def test_a_channel_that_refuses_from_the_first_is_replaced(server: Any, bench: Bench) -> None:
+    """A refusal is believed when others agree: what a channel refuses that took nothing yet goes by another, in its order."""
+    full_queue(bench.settings.url, bench.settings.prefix + "work", 1)
+    other = await bench.open("client", declare="never")
+    client = await bench.open("client", declare="never")
+    try:
+        assert await other.publish(messages(1), 20.0) == {}
+        with structlog.testing.capture_logs() as logs:
+            sending = asyncio.ensure_future(client.publish(sent := messages(1), 60.0))
+            await until(lambda: any("on another channel" in entry["event"] for entry in logs), "the first refusal")
+            await other.purge("work", "ready", None)
+            assert await sending == {}
+        assert [one.id for one in await other.peek("work", "ready", 10)] == [sent[0].id]
+
+        # it took one by now: that it is full is believed at once
+        with structlog.testing.capture_logs() as logs:
+            errors = await client.publish(messages(1), 60.0)
+        assert "is full" in str(errors[0])
+        assert logs == []
+    finally:
+        await bench.close()
+
+
+async def test_a_queue_that_is_full_for_all_refuses_in_the_end(server: Any, bench: Bench) -> None:
+    """What other channels refuse as well fails soon, and holds up no other queue for longer."""
+    full_queue(bench.settings.url, bench.settings.prefix + "work", 1)
+    other = await bench.open("client", declare="never")
+    assert await other.publish(messages(1), 20.0) == {}
+    full_queue(bench.settings.url, bench.settings.prefix + "side", 10)
+    client = await bench.open("client", declare="never")
+    try:
+        batch = [*messages(2), *messages(1, queue="side"), *messages(2)]
+        errors = await client.publish(batch, 60.0)
+
+        assert sorted(errors) == [0, 1, 3, 4]
+        assert "is full" in str(errors[0])
+        assert (await client.depth("side")).ready == 1
     finally:
         await bench.close()
 
