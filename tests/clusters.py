@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import concurrent.futures
 import signal
-import uuid
 from pathlib import Path
 
+from kafka import new_cluster_id
 from server import free_ports
 
 from real_servers import Kafka, RabbitMQ, Server, UnavailableError
@@ -129,7 +128,7 @@ class KafkaCluster(Cluster):
     """Three nodes of Kafka. A topic has a copy on each, and takes records while two of them do."""
 
     def __init__(self, folder: Path) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        cluster = new_cluster_id()
         controllers = free_ports(NODES)
         super().__init__([KafkaNode(folder / str(n), n, cluster, controllers) for n in range(1, NODES + 1)])
 

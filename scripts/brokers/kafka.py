@@ -72,6 +72,13 @@ def java_version() -> int:
     return int(found[1]) if found else 0
 
 
+def new_cluster_id() -> str:
+    """An id for a cluster; one that begins with a dash would be taken for an option."""
+    while (made := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return made
+
+
 class Kafka(Server):
     """A cluster of one."""
 
@@ -83,7 +90,7 @@ class Kafka(Server):
         super().__init__(folder)
         self.properties = properties
         #: The id that the nodes of a cluster share.
-        self.cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        self.cluster = new_cluster_id()
 
     def obtain(self) -> None:
         with locked(CACHE / "kafka.lock"):
