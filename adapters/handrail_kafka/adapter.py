@@ -155,7 +155,8 @@ class KafkaAdapter:
             return
         core.closed = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(core.flush(), 45.0)
+            async with asyncio.timeout(45.0):
+                await core.flush()
         await asks.end()
         await core.end()
 

@@ -38,4 +38,5 @@ def _cancel(task: asyncio.Task[Any] | None) -> None:
 
 async def _bounded(step: Any) -> None:
     with contextlib.suppress(TimeoutError, errors.KafkaError, OSError):
-        await asyncio.wait_for(step, PATIENCE)
+        async with asyncio.timeout(PATIENCE):
+            await step

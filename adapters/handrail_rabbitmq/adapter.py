@@ -595,15 +595,18 @@ class RabbitMQAdapter:
         total = count = 0
         try:
             self._publisher.announce(f"{full}!", msgspec.json.encode({"ask": ask}), self._control_queue, told)
-            if not await asyncio.wait_for(heard, TELL):
-                return held if others <= 0 else None  # nobody listens
+            async with asyncio.timeout(TELL):
+                if not await heard:
+                    return held if others <= 0 else None  # nobody listens
             while count < max(expected, 1):
-                held, voices = await asyncio.wait_for(answers.get(), TELL)
+                async with asyncio.timeout(TELL):
+                    held, voices = await answers.get()
                 total += held
                 count += voices
             while blind:
                 with contextlib.suppress(TimeoutError):
-                    total += (await asyncio.wait_for(answers.get(), MORE))[0]
+                    async with asyncio.timeout(MORE):
+                        total += (await answers.get())[0]
                     continue
                 break
         except TimeoutError:

@@ -278,7 +278,8 @@ class Link:
     async def ready(self, timeout: float) -> None:
         """Wait until it is up. Raises :class:`BrokerError` that says why it is not."""
         try:
-            await asyncio.wait_for(self._up.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._up.wait()
         except TimeoutError:
             raise BrokerError(f"{self.place.shown}: {self.trouble or 'not connected'}") from None
 

@@ -125,7 +125,8 @@ class Looking:
                 while len(found) < wanted:
                     came.clear()
                     try:
-                        await asyncio.wait_for(came.wait(), QUIET)
+                        async with asyncio.timeout(QUIET):
+                            await came.wait()
                     except TimeoutError:
                         break
                 cancelled = channel.begin(raw.basic_cancel, tag)

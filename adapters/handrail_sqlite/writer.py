@@ -119,7 +119,8 @@ class Writer(threading.Thread):
         self._closing.set()
         self._wake()
         try:
-            await asyncio.wait_for(asyncio.shield(self._closed), patience)
+            async with asyncio.timeout(patience):
+                await asyncio.shield(self._closed)
         except TimeoutError:
             log.warning("not closed in time; what it held returns when this process ends", place=str(self._place))
         else:

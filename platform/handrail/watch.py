@@ -293,7 +293,8 @@ class Watcher:
         """Wait until it is time to look; whether an event said so."""
         pause = max(POLL if self._polling else SAFETY, self._look.seconds / SHARE)
         try:
-            await asyncio.wait_for(self._event.wait(), pause)
+            async with asyncio.timeout(pause):
+                await self._event.wait()
         except TimeoutError:
             return False
         return True
@@ -304,7 +305,8 @@ class Watcher:
         while not self._closed and loop.time() < end:
             self._event.clear()
             try:
-                await asyncio.wait_for(self._event.wait(), SETTLE)
+                async with asyncio.timeout(SETTLE):
+                    await self._event.wait()
             except TimeoutError:
                 if not self._tree.checking_out():
                     return

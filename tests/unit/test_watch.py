@@ -377,6 +377,31 @@ def test_closing_ends_the_changes(project: Path, way: str) -> None:
     assert asyncio.run(asyncio.wait_for(main(), 20)) == []
 
 
+def test_who_follows_can_be_cancelled_at_any_moment(project: Path, way: str) -> None:
+    """A cancellation in the very moment of an event ends the iteration as any other does."""
+
+    async def main() -> bool:
+        watcher = Watcher(settings(project))
+
+        async def follow() -> None:
+            async for _change in watcher.changes():
+                pass
+
+        for _ in range(20):
+            following = asyncio.create_task(follow())
+            await asyncio.sleep(0.1)
+            watcher._event.set()
+            following.cancel()
+            _done, still = await asyncio.wait([following], timeout=20)
+            if still:
+                watcher.close()
+                return False
+        watcher.close()
+        return True
+
+    assert asyncio.run(main())
+
+
 _LIMITED = """
 import asyncio, sys
 from pathlib import Path

@@ -271,7 +271,8 @@ class Publisher:
         failures: dict[int, SendError]
         left = max(0.05, deadline - time.monotonic())
         try:
-            failures = await asyncio.wait_for(adapter.publish(messages, left), left + _OVERRUN)
+            async with asyncio.timeout(left + _OVERRUN):
+                failures = await adapter.publish(messages, left)
         except TimeoutError:
             text = self._late(lane, handed=True)
             failures = dict.fromkeys(range(len(messages)), SendTimeoutError(text))
@@ -342,7 +343,8 @@ class Publisher:
         if adapter is None:
             return
         try:
-            await asyncio.wait_for(adapter.close(), _CLOSING)
+            async with asyncio.timeout(_CLOSING):
+                await adapter.close()
         except Exception as error:  # noqa: BLE001 - it is given up anyway
             lane.trouble = lane.trouble or f"{type(error).__name__}: {error}"
 
@@ -397,7 +399,8 @@ class Publisher:
         end = time.monotonic() + _FORKING
         for lane in lanes:
             try:
-                await asyncio.wait_for(lane.busy.acquire(), max(0.0, end - time.monotonic()))
+                async with asyncio.timeout(max(0.0, end - time.monotonic())):
+                    await lane.busy.acquire()
             except TimeoutError:
                 continue  # a broker that hangs must not hang a fork
             held.append(lane)

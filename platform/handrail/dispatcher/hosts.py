@@ -184,7 +184,8 @@ class Host:
         self.send([int(ToHost.STOP)])
         if self._watch is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._watch), LEAVE_TIMEOUT)
+                async with asyncio.timeout(LEAVE_TIMEOUT):
+                    await asyncio.shield(self._watch)
         await self.ended_for_good()
 
     def end(self) -> None:
@@ -317,7 +318,8 @@ class ProcessBody:
         await self._gone.wait()
         # what it said before it died counts; something that inherited its end of the pipe may hold that open for ever
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._heard_out.wait(), LAST_WORDS)
+            async with asyncio.timeout(LAST_WORDS):
+                await self._heard_out.wait()
         return self._how
 
 

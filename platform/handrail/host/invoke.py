@@ -143,7 +143,8 @@ class _Call:
             begun = time.monotonic()
             self._pipe.send([int(ToHost.RUN), 1, -1, 0, body, facts])
             try:
-                await asyncio.wait_for(self._done.wait(), limit)
+                async with asyncio.timeout(limit):
+                    await self._done.wait()
             except TimeoutError:
                 self._pipe.send([int(ToHost.CANCEL), 1, "timeout"])
             seconds = time.monotonic() - begun

@@ -124,7 +124,8 @@ class SQLiteLedger:
             return set()
         asked = self._ask(lambda store: store.claim(jobs), write=True)
         try:
-            return await asyncio.wait_for(asked, 0.05 if self._silent else CLAIM_TIMEOUT)
+            async with asyncio.timeout(0.05 if self._silent else CLAIM_TIMEOUT):
+                return await asked
         except TimeoutError:
             if not self._silent:
                 self._silent = True
