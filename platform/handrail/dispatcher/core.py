@@ -101,8 +101,6 @@ class Dispatcher:
         self.paused = False
         #: Until when what waits here is surely ours, in monotonic seconds; for ever where nobody looks round.
         self._sure_until = math.inf
-        #: When it was last looked round, in monotonic seconds.
-        self._looked_at = math.inf
         self._waking = False
         self.stopping = False
         self._hurried = False
@@ -679,12 +677,12 @@ class Dispatcher:
 
     def look_round(self) -> None:
         """Called each second or two: let lanes that hold more than they can soon handle let go of it; name silent hosts."""
-        if time.monotonic() > self._sure_until:
+        at = time.monotonic()
+        late = at > self._sure_until - STOOD_STILL + LATE  # counted from the last look
+        if at > self._sure_until:
             self._wake_up()
         else:
-            self._sure_until = time.monotonic() + STOOD_STILL
-        late = time.monotonic() - self._looked_at > LATE
-        self._looked_at = time.monotonic()
+            self._sure_until = at + STOOD_STILL
         for lane in self.lanes.values():
             if late:
                 lane.measure_anew()

@@ -440,7 +440,8 @@ async def test_a_standstill_makes_no_handler_slow(site, monkeypatch) -> None:
         await site.send(*range(30))
         await site.until(lambda: len(lane.buffer) == 29, "one to run and the others to wait")
 
-        dispatcher._looked_at = lane._measured = time.monotonic() - core.LATE - 1
+        looked_at = lane._measured = time.monotonic() - core.LATE - 1
+        dispatcher._sure_until = looked_at + core.STOOD_STILL
         dispatcher.look_round()
         assert len(lane.buffer) == 29
 
