@@ -128,7 +128,9 @@ class Publisher:
         sent, self._sent = self._sent, {}
         self._bytes = 0
         self._topology.forget()
-        for item in reversed(sent.values()):
+        refused, self._refused = self._refused, []
+        self._parked.difference_update(refused)
+        for item in reversed([*refused, *sent.values()]):
             item.returned = False
             if item.gone:
                 continue
@@ -139,11 +141,6 @@ class Publisher:
             if channel.code == FORBIDDEN and f"'{item.exchange or 'amq.default'}'" in (channel.reason or ""):
                 item.done(item, SendError(str(self._topology.refusal(GoneError(channel.reason or "", FORBIDDEN)))))
                 continue
-            self._route_anew(item)
-            self._waiting.appendleft(item)
-        refused, self._refused = self._refused, []
-        for item in reversed(refused):
-            self._parked.discard(item)
             self._route_anew(item)
             self._waiting.appendleft(item)
         if self._renewing:
@@ -473,8 +470,7 @@ class Publisher:
     def _offer_again(self, item: Item) -> None:
         if item in self._parked:
             self._parked.discard(item)
-            if not item.fixed:
-                item.exchange = item.key = ""
+            self._route_anew(item)
             self._topology.forget()
             self._waiting.appendleft(item)
             self._drain()
