@@ -32,11 +32,13 @@ CHUNK = 500
 class Found:
     """One message that was got and not yet put back or taken away."""
 
-    __slots__ = ("message", "number", "taken", "target")
+    __slots__ = ("message", "number", "returned", "taken", "target")
 
-    def __init__(self, number: int, message: Message, target: str) -> None:
+    def __init__(self, number: int, message: Message, target: str, returned: bool) -> None:
         self.number = number
         self.message = message
+        #: Whether it is among those that were given back to a quorum queue.
+        self.returned = returned
         #: The queue on the server to which it is on its way; empty when it is there.
         self.target = target
         self.taken = False
@@ -94,7 +96,7 @@ class Looking:
 
     @asynccontextmanager
     async def _got(self, queue: str, name: str, most: int) -> AsyncIterator[tuple[Channel, list[Found]]]:
-        """Up to *most* messages from the head of *name*; what is not ``taken`` afterwards goes back in its order."""
+        """At least *most* messages from the head of *name*, if it has them; what is not ``taken`` goes back in its order."""
         found: list[Found] = []
         async with self._topology.channel() as channel:
             raw = channel.raw
@@ -110,28 +112,13 @@ class Looking:
             if not wanted:
                 yield channel, found
                 return
-            came = asyncio.Event()
-
-            def on_message(_raw: Any, method: Any, properties: Any, body: bytes) -> None:
-                cc = (properties.headers or {}).get("CC")
-                target = cc[-1] if isinstance(cc, list) and cc and isinstance(cc[-1], str) else ""
-                found.append(Found(method.delivery_tag, wire.message(queue, properties, body), target))
-                came.set()
-
-            await channel.ask(raw.basic_qos, prefetch_count=wanted)
-            tag = f"look.{id(found):x}"
-            await channel.ask(raw.basic_consume, name, on_message_callback=on_message, consumer_tag=tag)
+            got = _Getting(queue, channel, name, found)
             try:
-                while len(found) < wanted:
-                    came.clear()
-                    try:
-                        async with asyncio.timeout(QUIET):
-                            await came.wait()
-                    except TimeoutError:
-                        break
-                cancelled = channel.begin(raw.basic_cancel, tag)
-                getattr(raw, "_cancelled", set()).discard(tag)
-                await cancelled
+                while await got.more(wanted) and found[-1].returned and len(found) < MOST:
+                    # a quorum queue gives first what was given back to it, and what goes back now stands behind the rest of
+                    # that: none of them may go back before all have come
+                    ready = (await channel.ask(raw.queue_declare, name, passive=True)).message_count
+                    wanted = min(ready, max(len(found), 100))
                 yield channel, found
             finally:
                 if channel.reason is None:
@@ -240,6 +227,46 @@ class Looking:
             if sum(counts) and (mine := len(await self.messages(queue, "delayed", MOST))):
                 return mine
         return 0
+
+
+class _Getting:
+    """Gets messages from the head of a queue, and adds them to *found*."""
+
+    def __init__(self, queue: str, channel: Channel, name: str, found: list[Found]) -> None:
+        self._queue = queue
+        self._channel = channel
+        self._name = name
+        self._found = found
+        self._came = asyncio.Event()
+
+    async def more(self, count: int) -> bool:
+        """Get the next *count*, or what there is; whether it was so many. Raises :class:`GoneError`."""
+        channel, found = self._channel, self._found
+        raw = channel.raw
+        end = len(found) + count
+        if not count:
+            return False
+        await channel.ask(raw.basic_qos, prefetch_count=count)
+        tag = f"look.{id(found):x}.{end}"
+        await channel.ask(raw.basic_consume, self._name, on_message_callback=self._take, consumer_tag=tag)
+        while len(found) < end:
+            self._came.clear()
+            try:
+                async with asyncio.timeout(QUIET):
+                    await self._came.wait()
+            except TimeoutError:
+                break
+        await channel.cancel(tag)
+        return len(found) >= end
+
+    def _take(self, _raw: Any, method: Any, properties: Any, body: bytes) -> None:
+        headers = properties.headers or {}
+        cc = headers.get("CC")
+        target = cc[-1] if isinstance(cc, list) and cc and isinstance(cc[-1], str) else ""
+        message = wire.message(self._queue, properties, body)
+        returned = bool(headers.get("x-delivery-count") or headers.get("x-acquired-count"))
+        self._found.append(Found(method.delivery_tag, message, target, returned))
+        self._came.set()
 
 
 async def _put_back(channel: Channel, name: str, left: list[Found], others: int) -> None:

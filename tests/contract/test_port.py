@@ -343,6 +343,26 @@ async def test_a_release_goes_to_the_head_uncounted(port: Port) -> None:
         await again.settle(*ack(*got))
 
 
+@needs(Capability.HEAD, Capability.FIFO)
+async def test_looking_at_some_of_what_went_back_leaves_the_order(port: Port) -> None:
+    """Of messages that were given back, a look at the first few does not push those behind the others."""
+    async with port.worker() as adapter:
+        inbox = await port.consume(adapter, credit=20)
+        await publish(adapter, *(message(n) for n in range(30)))
+        held = await inbox.take(20)
+        await inbox.subscription.cancel()
+        await inbox.settle(*(Settlement(one, Verb.RELEASE) for one in held))
+
+        async def back() -> bool:
+            return (await adapter.depth("work")).ready == 30
+
+        await eventually(back, "all back")
+        for most in (3, 7, 1):
+            first = await adapter.peek("work", "ready", most)
+            assert [msgspec.json.decode(one.body) for one in first] == list(range(most))
+        assert await waiting(adapter) == [*range(30)]
+
+
 async def test_a_release_with_a_message_keeps_its_new_counts(port: Port) -> None:
     """RELEASE with a message brings it back with the counts it was given, at the head where the broker can."""
     async with port.worker() as adapter:
