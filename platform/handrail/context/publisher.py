@@ -1,5 +1,6 @@
-"""The background publisher: one daemon thread with a loop that brings a process's messages to its brokers, in order.
+"""The background publisher: one daemon thread with a loop that brings a process's messages to its brokers.
 
+Each queue gets its messages in their order and waits for no other queue: one that hangs fails its own sends alone.
 It serves application processes, which have no dispatcher. It takes nothing from a broker, and lets no caller wait.
 """
 
@@ -51,7 +52,7 @@ class _Parcel:
 
 
 class _Piece:
-    """The part of a parcel that goes to one broker, from ``at`` on."""
+    """The part of a parcel that goes to one queue, from ``at`` on."""
 
     __slots__ = ("at", "indexes", "messages", "parcel")
 
@@ -66,24 +67,14 @@ _Share = tuple[_Parcel, Sequence[int]]
 
 
 class _Lane:
-    """One broker: what waits for it, and the adapter that takes it there."""
+    """One queue: what waits for its broker to take it there, one batch at a time."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, broker: _Broker) -> None:
+        self.broker = broker
         self.waiting: deque[_Piece] = deque()
-        self.wake = asyncio.Event()
-        #: Held while the adapter is at work.
-        self.busy = asyncio.Lock()
-        #: Seconds before the next try to open the adapter.
-        self.pause = 0.0
-        self.adapter: port.Adapter | None = None
-        self.opened = False
-        #: One line: what went wrong last, until something goes right.
-        self.trouble = ""
-        self.refused: BrokerError | None = None
-        self.refused_at = 0.0
+        #: Whether a batch is under way, or it is this lane's turn to send one.
+        self.busy = False
         self.timer: asyncio.TimerHandle | None = None
-        self.task: asyncio.Task[None] | None = None
 
     def take(self, spread: float) -> tuple[list[Message], list[_Share], float]:
         """The next batch, whose messages they are, and the deadline of the first."""
@@ -108,6 +99,35 @@ class _Lane:
                 break
             self.waiting.popleft()
         return messages, shares, deadline
+
+
+class _Broker:
+    """One broker: the adapter that takes messages there, and the lanes whose turn it is."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        #: Lanes that have something to send, and of which no batch is under way.
+        self.turns: deque[_Lane] = deque()
+        self.wake = asyncio.Event()
+        #: Held while the adapter is opened and batches are handed to it.
+        self.handing = asyncio.Lock()
+        #: The batches under way.
+        self.batches: set[asyncio.Task[None]] = set()
+        #: Seconds before the next try to open the adapter.
+        self.pause = 0.0
+        self.adapter: port.Adapter | None = None
+        self.opened = False
+        #: One line: what went wrong last, until something goes right.
+        self.trouble = ""
+        self.refused: BrokerError | None = None
+        self.refused_at = 0.0
+        self.task: asyncio.Task[None] | None = None
+
+    def turn(self, lane: _Lane) -> None:
+        """*lane* has something to send, and nothing under way."""
+        lane.busy = True
+        self.turns.append(lane)
+        self.wake.set()
 
     def state(self) -> str:
         """One line: how the broker is."""
@@ -135,9 +155,8 @@ class Publisher:
         self._woken = False
         self._closed = False
         # to here; the loop's own, from here
+        self._brokers: dict[str, _Broker] = {}
         self._lanes: dict[str, _Lane] = {}
-        self._brokers = {name: queue.broker for name, queue in settings.queues.items()}
-        self._only = next(iter(settings.brokers)) if len(settings.brokers) == 1 else ""
         self._parked = threading.Event()
         self._resumed = threading.Event()
         # always this loop, not the policy's: the application's choice of loop is not a choice for this thread
@@ -229,63 +248,88 @@ class Publisher:
             self._inbox.clear()
             self._woken = False
         for parcel, messages in found:
-            if self._only:
-                self._enqueue(self._only, _Piece(parcel, messages, range(len(messages))))
+            first = messages[0].queue if messages else ""
+            if all(message.queue == first for message in messages):
+                self._enqueue(first, _Piece(parcel, messages, range(len(messages))))
                 continue
             indexes: dict[str, list[int]] = {}
             for index, message in enumerate(messages):
-                indexes.setdefault(self._brokers[message.queue], []).append(index)
-            for broker, chosen in indexes.items():
-                self._enqueue(broker, _Piece(parcel, [messages[index] for index in chosen], chosen))
+                indexes.setdefault(message.queue, []).append(index)
+            for queue, chosen in indexes.items():
+                self._enqueue(queue, _Piece(parcel, [messages[index] for index in chosen], chosen))
 
-    def _enqueue(self, broker: str, piece: _Piece) -> None:
-        lane = self._lanes.get(broker)
+    def _enqueue(self, queue: str, piece: _Piece) -> None:
+        lane = self._lanes.get(queue)
         if lane is None:
-            lane = self._lanes[broker] = _Lane(broker)
-            lane.task = self._loop.create_task(self._serve(lane))
+            lane = self._lanes[queue] = _Lane(self._broker(self._settings.queues[queue].broker))
         lane.waiting.append(piece)
         if lane.timer is None:
             self._watch(lane)
-        lane.wake.set()
+        if not lane.busy:
+            lane.broker.turn(lane)
 
-    async def _serve(self, lane: _Lane) -> None:
-        spread = self._settings.send_timeout * _SPREAD
+    def _broker(self, name: str) -> _Broker:
+        broker = self._brokers.get(name)
+        if broker is None:
+            broker = self._brokers[name] = _Broker(name)
+            broker.task = self._loop.create_task(self._serve(broker))
+        return broker
+
+    async def _serve(self, broker: _Broker) -> None:
         while True:
-            while not lane.waiting:
-                lane.wake.clear()
-                await lane.wake.wait()
+            while not broker.turns:
+                broker.wake.clear()
+                await broker.wake.wait()
             try:
-                async with lane.busy:
-                    adapter = await self._adapter(lane)
-                    if adapter is not None and lane.waiting:
-                        await self._publish(lane, adapter, *lane.take(spread))
-                if adapter is None and lane.pause:
-                    await asyncio.sleep(lane.pause)
+                async with broker.handing:
+                    adapter = await self._adapter(broker)
+                    while adapter is not None and broker.turns:
+                        self._hand(broker.turns.popleft(), adapter)
+                if adapter is None and broker.pause:
+                    await asyncio.sleep(broker.pause)
             except Exception as error:
-                log.error("the background publisher stumbled", broker=lane.name, exc_info=error)
-                self._fail_waiting(lane, f"broker {lane.name!r}: {type(error).__name__}: {error}")
+                log.error("the background publisher stumbled", broker=broker.name, exc_info=error)
+                self._fail_waiting(broker, f"broker {broker.name!r}: {type(error).__name__}: {error}")
+
+    def _hand(self, lane: _Lane, adapter: port.Adapter) -> None:
+        if not lane.waiting:  # its time was over
+            lane.busy = False
+            return
+        batch = self._loop.create_task(self._publish(lane, adapter, *lane.take(self._settings.send_timeout * _SPREAD)))
+        lane.broker.batches.add(batch)
+        batch.add_done_callback(lambda _batch: self._handed(lane, batch))
+
+    def _handed(self, lane: _Lane, batch: asyncio.Task[None]) -> None:
+        lane.broker.batches.discard(batch)
+        if lane.waiting:
+            lane.broker.turn(lane)
+        else:
+            lane.busy = False
+        if not batch.cancelled() and (error := batch.exception()) is not None:
+            log.error("the background publisher stumbled", broker=lane.broker.name, exc_info=error)
 
     async def _publish(
         self, lane: _Lane, adapter: port.Adapter, messages: list[Message], shares: list[_Share], deadline: float
     ) -> None:
         failures: dict[int, SendError]
+        broker = lane.broker
         left = max(0.05, deadline - time.monotonic())
         try:
             async with asyncio.timeout(left + _OVERRUN):
                 failures = await adapter.publish(messages, left)
         except TimeoutError:
-            text = self._late(lane, handed=True)
+            text = self._late(broker, handed=True)
             failures = dict.fromkeys(range(len(messages)), SendTimeoutError(text))
-            await self._drop(lane)
+            await self._drop(broker, adapter)
         except BrokerError as error:
             failures = dict.fromkeys(range(len(messages)), _as_send_error(error))
-            lane.trouble = str(error)
-            await self._drop(lane)
+            broker.trouble = str(error)
+            await self._drop(broker, adapter)
         except Exception as error:
-            lane.trouble = f"{type(error).__name__}: {error}"
-            log.error("an adapter failed to publish", broker=lane.name, exc_info=error)
-            failures = dict.fromkeys(range(len(messages)), SendError(f"broker {lane.name!r}: {lane.trouble}"))
-            await self._drop(lane)
+            broker.trouble = f"{type(error).__name__}: {error}"
+            log.error("an adapter failed to publish", broker=broker.name, exc_info=error)
+            failures = dict.fromkeys(range(len(messages)), SendError(f"broker {broker.name!r}: {broker.trouble}"))
+            await self._drop(broker, adapter)
         finished: list[_Parcel] = []
         at = 0
         for parcel, indexes in shares:
@@ -314,39 +358,40 @@ class Publisher:
 
     # -------------------------------------------------------------------------------------------------------- adapter
 
-    async def _adapter(self, lane: _Lane) -> port.Adapter | None:
-        """The lane's adapter, open; None when the broker refused, or is to be asked again after ``lane.pause``."""
-        if lane.opened:
-            return lane.adapter
-        if lane.refused is not None and time.monotonic() - lane.refused_at < _REFUSED:
-            self._fail_waiting(lane, lane.refused)
+    async def _adapter(self, broker: _Broker) -> port.Adapter | None:
+        """The broker's adapter, open; None when it refused, or is to be asked again after ``broker.pause``."""
+        if broker.opened:
+            return broker.adapter
+        if broker.refused is not None and time.monotonic() - broker.refused_at < _REFUSED:
+            self._fail_waiting(broker, broker.refused)
             return None
         try:
-            lane.adapter = port.load(self._settings.brokers[lane.name])
-            await lane.adapter.open("client")
-            await lane.adapter.declare([q.spec for q in self._settings.queues.values() if q.broker == lane.name])
+            broker.adapter = port.load(self._settings.brokers[broker.name])
+            await broker.adapter.open("client")
+            await broker.adapter.declare([q.spec for q in self._settings.queues.values() if q.broker == broker.name])
         except BrokerError as error:  # by the port's word, waiting does not mend it
-            lane.refused, lane.refused_at, lane.trouble, lane.pause = error, time.monotonic(), str(error), 0.0
-            await self._drop(lane)
-            self._fail_waiting(lane, error)
+            broker.refused, broker.refused_at, broker.trouble, broker.pause = error, time.monotonic(), str(error), 0.0
+            await self._drop(broker, broker.adapter)
+            self._fail_waiting(broker, error)
             return None
         except Exception as error:  # noqa: BLE001 - whatever it is, the broker may be there in a moment
-            lane.trouble = f"{type(error).__name__}: {error}"
-            lane.pause = min(lane.pause * 2 or 0.1, 2.0)
-            await self._drop(lane)
+            broker.trouble = f"{type(error).__name__}: {error}"
+            broker.pause = min(broker.pause * 2 or 0.1, 2.0)
+            await self._drop(broker, broker.adapter)
             return None
-        lane.opened, lane.trouble, lane.refused, lane.pause = True, "", None, 0.0
-        return lane.adapter
+        broker.opened, broker.trouble, broker.refused, broker.pause = True, "", None, 0.0
+        return broker.adapter
 
-    async def _drop(self, lane: _Lane) -> None:
-        adapter, lane.adapter, lane.opened = lane.adapter, None, False
-        if adapter is None:
+    async def _drop(self, broker: _Broker, adapter: port.Adapter | None) -> None:
+        """Give *adapter* up, which may have been given up already."""
+        if adapter is None or broker.adapter is not adapter:
             return
+        broker.adapter, broker.opened = None, False
         try:
             async with asyncio.timeout(_CLOSING):
                 await adapter.close()
         except Exception as error:  # noqa: BLE001 - it is given up anyway
-            lane.trouble = lane.trouble or f"{type(error).__name__}: {error}"
+            broker.trouble = broker.trouble or f"{type(error).__name__}: {error}"
 
     # ------------------------------------------------------------------------------------------------------- deadlines
 
@@ -362,20 +407,25 @@ class Publisher:
         while lane.waiting and lane.waiting[0].parcel.deadline <= now:
             late.append(lane.waiting.popleft())
         if late:
-            self._fail(late, SendTimeoutError(self._late(lane, handed=False)))
+            self._fail(late, SendTimeoutError(self._late(lane.broker, handed=False)))
         if lane.waiting:
             self._watch(lane)
 
-    def _late(self, lane: _Lane, *, handed: bool) -> str:
+    def _late(self, broker: _Broker, *, handed: bool) -> str:
         limit = duration.text(self._settings.send_timeout)
-        place = port.masked(self._settings.brokers[lane.name].url)
+        place = port.masked(self._settings.brokers[broker.name].url)
         fate = "did not confirm" if handed else "took nothing"
         after = "; it may or may not have it" if handed else ""
-        return f"broker {lane.name!r} ({place}) {fate} within {limit}: {lane.state()}{after}"
+        return f"broker {broker.name!r} ({place}) {fate} within {limit}: {broker.state()}{after}"
 
-    def _fail_waiting(self, lane: _Lane, why: BrokerError | str) -> None:
-        pieces = list(lane.waiting)
-        lane.waiting.clear()
+    def _fail_waiting(self, broker: _Broker, why: BrokerError | str) -> None:
+        """Fail all whose turn it is; what waits behind a batch that is under way may have better luck."""
+        pieces: list[_Piece] = []
+        while broker.turns:
+            lane = broker.turns.popleft()
+            lane.busy = False
+            pieces += lane.waiting
+            lane.waiting.clear()
         self._fail(pieces, SendError(why) if isinstance(why, str) else _as_send_error(why))
 
     def _fail(self, pieces: list[_Piece], error: SendError) -> None:
@@ -394,31 +444,35 @@ class Publisher:
         self._task = self._loop.create_task(what())  # the loop itself would forget it
 
     async def _park(self) -> None:
-        lanes = list(self._lanes.values())
-        held: list[_Lane] = []
+        held: list[_Broker] = []
         end = time.monotonic() + _FORKING
-        for lane in lanes:
+        for broker in list(self._brokers.values()):
             try:
                 async with asyncio.timeout(max(0.0, end - time.monotonic())):
-                    await lane.busy.acquire()
+                    await broker.handing.acquire()
             except TimeoutError:
                 continue  # a broker that hangs must not hang a fork
-            held.append(lane)
-        for lane in held:
-            await self._drop(lane)
+            held.append(broker)
+        for broker in held:
+            if broker.batches:
+                await asyncio.wait(broker.batches, timeout=max(0.0, end - time.monotonic()))
+            if not broker.batches:
+                await self._drop(broker, broker.adapter)
         self._parked.set()
         self._resumed.wait()  # blocking the loop is the very purpose
-        for lane in held:
-            lane.busy.release()
+        for broker in held:
+            broker.handing.release()
 
     async def _end(self) -> None:
         for lane in self._lanes.values():
-            if lane.task is not None:
-                lane.task.cancel()
             if lane.timer is not None:
                 lane.timer.cancel()
-        await asyncio.gather(*(lane.task for lane in self._lanes.values() if lane.task), return_exceptions=True)
-        await asyncio.gather(*(self._drop(lane) for lane in self._lanes.values()), return_exceptions=True)
+        brokers = self._brokers.values()
+        tasks = [task for broker in brokers for task in (broker.task, *broker.batches) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(self._drop(broker, broker.adapter) for broker in brokers), return_exceptions=True)
         error = SendError("the process ended before the broker had confirmed; it may or may not have the message")
         for parcel in (rest := list(self._open.values())):
             for index in range(parcel.size):

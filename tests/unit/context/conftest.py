@@ -33,6 +33,8 @@ class Broker:
         #: While clear, publish waits for it, for as long as its timeout allows.
         self.flowing = threading.Event()
         self.flowing.set()
+        #: Queues that confirm nothing.
+        self.stuck: set[str] = set()
         self.entered = threading.Event()
         #: Called before each open, to raise.
         self.on_open: Callable[[], None] = lambda: None
@@ -73,7 +75,7 @@ class Adapter:
         broker.timeouts.append(timeout)
         broker.entered.set()
         end = time.monotonic() + timeout
-        while not broker.flowing.is_set():
+        while not broker.flowing.is_set() or any(message.queue in broker.stuck for message in messages):
             if broker.obedient and time.monotonic() > end:
                 return {index: SendError("not confirmed in time") for index in range(len(messages))}
             await asyncio.sleep(0.005)

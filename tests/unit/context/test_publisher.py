@@ -226,6 +226,38 @@ def test_queues_may_live_on_different_brokers(broker, use):
     assert sorted(broker.declared) == ["email", "there"]
 
 
+def test_a_queue_that_hangs_holds_up_no_other(broker):
+    """While one queue confirms nothing, what is sent to the others of its broker arrives, in order."""
+    broker.stuck.add("email")
+    hanging = [send("email", number) for number in range(3)]
+    mixed = send_bulk("Reports", range(3))
+    mixed.wait(30)
+    for number in range(3, 50):
+        send("Reports", number).wait(30)
+
+    assert [message.body for message in broker.messages("Reports")] == [str(n).encode() for n in range(50)]
+    assert not any(receipt.done for receipt in hanging)
+    broker.stuck.clear()
+    for receipt in hanging:
+        receipt.wait(30)
+    assert [message.body for message in broker.messages("email")] == [b"0", b"1", b"2"]
+    assert broker.opened == 1
+
+
+def test_a_queue_that_hangs_fails_its_own_sends_alone(broker, use):
+    """The sends to a queue that confirms nothing fail after send_timeout; those to another, made with them, do not."""
+    use(send_timeout=0.5)
+    broker.stuck.add("email")
+    hanging = send("email", "hangs")
+    with pytest.raises(SendError, match="not confirmed in time"):
+        hanging.wait(30)
+    use(send_timeout=60.0)
+    hanging, other = send("email", "hangs"), send("Reports", 1)
+    other.wait(30)
+    assert not hanging.done
+    broker.stuck.clear()
+
+
 def test_flush_waits_for_what_was_sent_before_it(broker):
     """flush returns whether everything sent so far met its fate in time."""
     assert context.queues.flush(0)
