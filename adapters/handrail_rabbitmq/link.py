@@ -391,8 +391,14 @@ class Link:
         )
         raw.add_on_connection_blocked_callback(self._on_blocked)
         raw.add_on_connection_unblocked_callback(self._on_unblocked)
-        done, _ = await asyncio.wait([made], timeout=self.place.connect_timeout + 2.0)
-        if not done:
+        try:
+            await asyncio.wait([made], timeout=self.place.connect_timeout + 2.0)
+        except asyncio.CancelledError:
+            # nobody will have it: it closes when it opens
+            if not made.cancel() and made.exception() is None:
+                raw.close()
+            raise
+        if not made.done():
             made.cancel()
             raise BrokerError(_no_answer(where, self.place))
         return made.result()

@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import msgspec
 import structlog
 
 # what these tests share is a module of its own, and importmode=importlib puts no folder of tests on the path
@@ -148,3 +150,36 @@ async def test_twenty_clean_restarts_over_a_full_prefetch_count_nothing(server: 
         assert depth.dead == 0
     finally:
         await bench.close()
+
+
+async def test_a_connection_that_opens_too_late_for_its_adapter_is_closed(server: Any, bench: Bench) -> None:
+    """An adapter that is closed while it connects leaves no connection behind, not even one that comes up afterwards."""
+    gate, came, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+        writer.close()
+
+    async def hold_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.set()
+        await gate.wait()
+        there = await asyncio.open_connection(address.hostname, address.port)
+        back = asyncio.ensure_future(copy(there[0], writer))
+        await copy(reader, there[1])
+        ended.set()
+        await back
+
+    address = urlsplit(server.url)
+    async with await asyncio.start_server(hold_up, "127.0.0.1") as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        bench.settings = msgspec.structs.replace(bench.settings, url=server.url.replace(f":{address.port}", f":{port}"))
+        opening = asyncio.ensure_future(bench.open("client", connect_timeout=100))
+        await came.wait()
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await bench.close()
+        gate.set()
+
+        async with asyncio.timeout(30.0):
+            await ended.wait()
