@@ -1,7 +1,7 @@
 """The pipe between the dispatcher and a host: what they say to each other, and the framing. It decides nothing.
 
-A frame is a 4-byte big-endian length and that many bytes of msgpack: one array of messages, whatever gathered in one
-turn of the loop. Every message is an array whose first element is its op. Bodies cross undecoded.
+A frame is a 4-byte big-endian length and that many bytes of msgpack: one array of messages, what gathered in one turn of
+the loop or the first part of it. Every message is an array whose first element is its op. Bodies cross undecoded.
 """
 
 from __future__ import annotations
@@ -113,8 +113,9 @@ _decoder = msgspec.msgpack.Decoder()
 
 #: The most a frame may hold; a length beyond it means the stream is out of step.
 LARGEST_FRAME = 1 << 30
-#: A frame of that many bytes leaves at once rather than at the end of the turn.
-FULL_FRAME = 1 << 24
+#: A frame of that many bytes, or of that many messages, leaves at once rather than at the end of the turn. Were a hundred jobs
+#: to cross as one, the dispatcher and its host would take turns: each has work for half of the time only.
+FULL_FRAME, FULL_COUNT = 1 << 24, 25
 
 #: What stands before the messages of a frame: its length, then msgpack's mark of an array with a 32-bit count.
 _HEAD = struct.Struct(">IBI")
@@ -125,7 +126,7 @@ Batch = list[list[Any]]
 
 
 class Pipe(Protocol):
-    """One end. ``send`` queues a message; everything queued in one turn of the loop leaves in one write."""
+    """One end. ``send`` queues a message, which leaves with others, at the latest at the end of this turn of the loop."""
 
     def send(self, message: list[Any]) -> None: ...
 
@@ -222,7 +223,7 @@ class SocketPipe(asyncio.Protocol):
         """Queue *message*; raises ``TypeError``, ``OverflowError`` or ``UnicodeError`` for one that msgpack cannot carry."""
         first = not self._out.count
         self._out.add(message)
-        if len(self._out.frame) >= FULL_FRAME:
+        if len(self._out.frame) >= FULL_FRAME or self._out.count >= FULL_COUNT:
             self.flush()
         elif first:
             self._loop.call_soon(self.flush)
