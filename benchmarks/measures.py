@@ -52,7 +52,7 @@ MEASURES = (
 class Plan:
     """How large the runs are."""
 
-    messages: int = 10_000
+    messages: int = 50_000
     #: Bytes of JSON in each.
     size: int = 200
     #: Times that each rate is measured; the median is shown.

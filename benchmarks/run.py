@@ -153,7 +153,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     names = [broker.name for broker in BROKERS]
     parser.add_argument("--quick", action="store_true", help="small runs, and no large backlog")
-    parser.add_argument("--messages", type=int, default=10_000, help="messages of each rate (default: 10000)")
+    parser.add_argument("--messages", type=int, default=50_000, help="messages of each rate (default: 50000)")
     parser.add_argument("--backlog", type=int, help="messages of the large backlog (default: as fits the broker)")
     parser.add_argument("--broker", choices=names, nargs="+", default=names, help="only these brokers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
