@@ -224,7 +224,7 @@ class RabbitMQAdapter:
         self._check()
         refused: list[Settlement] = []
         touched: dict[Intake, None] = {}
-        releases: dict[Intake, list[Delivery]] = {}
+        releases: list[Delivery] = []
         moves: list[tuple[Settlement, Item, asyncio.Future[SendError | None]]] = []
         acked: list[Mark] = []
         for one in settlements:
@@ -243,16 +243,20 @@ class RabbitMQAdapter:
                 # its crashes are known here alone, so it goes back with them
                 moves.append((one, *self._move(one, intake)))
             elif one.message is None:
-                releases.setdefault(intake, []).append(delivery)
+                releases.append(delivery)
             else:
                 moves.append((one, *self._move(one, intake)))
         if moves or releases:
             for intake in touched:  # acknowledgements do not wait for what may have to wait
                 with contextlib.suppress(GoneError):
                     intake.flush()
-        for intake, deliveries in releases.items():
-            with contextlib.suppress(GoneError):  # gone means given back
-                await (intake.give_back_hidden(deliveries) if intake.cancelled else intake.give_back(deliveries))
+        # while some go back, others may be left behind on another channel, or be gone: and gone means given back
+        while releases := [delivery for delivery in releases if delivery.tag.state == OPEN]:
+            intake = releases[0].tag.intake
+            mine = [delivery for delivery in releases if delivery.tag.intake is intake]
+            touched[intake] = None
+            with contextlib.suppress(GoneError):
+                await (intake.give_back_hidden(mine) if intake.cancelled else intake.give_back(mine))
         if moves:
             acked += await self._moved(moves, refused)
             # some may have been left behind on another channel meanwhile

@@ -573,11 +573,11 @@ class Intake:
         for level in sorted(levels, key=lambda level: 99 if level == HEAD else int(level), reverse=True):
             name = level_queue(self.full, level)
             if gather:
-                found = await channel.ask(raw.queue_declare, name, passive=True)
-                counts += min(found.message_count, prefetch)
+                counts += min((await channel.count(name))[0], prefetch)
             channel.prefetch = prefetch
             channel.begin(raw.basic_qos, prefetch_count=prefetch)
-            one = Consumer(level, f"{self.full}.{id(self):x}.{level}.{self._loop.time():.6f}", prefetch)
+            # a channel that closes gives back consumer by consumer, in the order of their tags
+            one = Consumer(level, f"{self.full}.{id(self):x}.{level}.{self._loop.time():017.6f}", prefetch)
             self._consumers[level] = one
             await channel.consume(name, one.tag, self._taker(channel, one))
         if gather:
@@ -640,8 +640,7 @@ class Intake:
         if self.paused or self.cancelled or self.channel is None or self.credit <= len(self.held):
             return False
         for level in list(self.levels):
-            found = await channel.ask(channel.raw.queue_declare, level_queue(self.full, level), passive=True)
-            if found.message_count:
+            if (await channel.count(level_queue(self.full, level)))[0]:
                 return self.credit > len(self.held)
         return False
 

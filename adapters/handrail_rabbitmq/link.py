@@ -97,6 +97,15 @@ class Channel:
         except exceptions.AMQPError as error:
             raise GoneError(str(error)) from error
 
+    async def count(self, queue: str) -> tuple[int, int]:
+        """Messages ready in *queue*, and its consumers. Raises :class:`GoneError`, of code 404 where there is no such queue."""
+        for _ in range(3):
+            found = await self.ask(self.raw.queue_declare, queue, passive=True)
+            # both are 0 too when a quorum queue's leader has not answered the server within 250 ms
+            if found.message_count or found.consumer_count:
+                break
+        return found.message_count, found.consumer_count
+
     async def consume(self, queue: str, consumer: str, take: frames.Take) -> None:
         """Consume *queue* by the consumer tag *consumer*; each delivery goes to *take*, until :meth:`cancel` returns."""
         if isinstance(self.raw, frames.ShortChannel):

@@ -17,6 +17,7 @@ from handrail_rabbitmq.names import HEAD, level_queue
 from handrail_rabbitmq.publishing import Publisher
 from handrail_rabbitmq.requeueing import put_back
 from handrail_rabbitmq.topology import DELAY_AGAIN, LEVEL_AGAIN, Topology
+from handrail_rabbitmq.unsettled import Unsettled
 
 #: The most messages that are looked at for one answer.
 MOST = 10_000
@@ -87,41 +88,37 @@ class Looking:
         """Messages ready and consumers of the queue *name* on the server; None when there is no such queue."""
         async with self._topology.channel() as channel:
             try:
-                found = await channel.ask(channel.raw.queue_declare, name, passive=True)
+                return await channel.count(name)
             except GoneError:
                 if channel.code == 404:
                     return None
                 raise
-            return found.message_count, found.consumer_count
 
     @asynccontextmanager
-    async def _got(self, queue: str, name: str, most: int) -> AsyncIterator[tuple[Channel, list[Found]]]:
+    async def _got(self, queue: str, name: str, most: int) -> AsyncIterator[list[Found]]:
         """At least *most* messages from the head of *name*, if it has them; what is not ``taken`` goes back in its order."""
         found: list[Found] = []
         async with self._topology.channel() as channel:
-            raw = channel.raw
-            others = 0
+            count = others = 0
             try:
-                declared = await channel.ask(raw.queue_declare, name, passive=True)
-                count, others = declared.message_count, declared.consumer_count
+                count, others = await channel.count(name)
             except GoneError:
                 if channel.code != 404:
                     raise
-                count = 0
             wanted = min(count, most, 65535)
             if not wanted:
-                yield channel, found
+                yield found
                 return
             got = _Getting(queue, channel, name, found)
             try:
                 while await got.more(wanted) and found[-1].returned and len(found) < MOST:
                     # a quorum queue gives first what was given back to it, and what goes back now stands behind the rest of
                     # that: none of them may go back before all have come
-                    ready = (await channel.ask(raw.queue_declare, name, passive=True)).message_count
-                    wanted = min(ready, max(len(found), 100))
-                yield channel, found
+                    wanted = min((await channel.count(name))[0], max(len(found), 100))
+                yield found
             finally:
                 if channel.reason is None:
+                    _take_away(channel, found)
                     await _put_back(channel, name, [one for one in found if not one.taken], others)
 
     async def _places(self, queue: str, state: State) -> list[str]:
@@ -149,7 +146,7 @@ class Looking:
         deep = MOST if state in ("dead", "delayed") else most
         full = self._topology.full(queue)
         for name in await self._places(queue, state):
-            async with self._got(queue, name, deep) as (_channel, found):
+            async with self._got(queue, name, deep) as found:
                 for at, one in enumerate(found):
                     if not self._is_of(queue, state, one):
                         continue
@@ -175,10 +172,9 @@ class Looking:
                     gone += (await channel.ask(channel.raw.queue_purge, name)).message_count
                 continue
             chosen = set(ids) if ids is not None else None
-            async with self._got(queue, name, MOST) as (channel, found):
+            async with self._got(queue, name, MOST) as found:
                 for one in found:
                     if self._is_of(queue, state, one) and (chosen is None or one.message.id in chosen):
-                        channel.tell(channel.raw.basic_ack, one.number)
                         one.taken = True
                         gone += 1
         return gone
@@ -190,12 +186,11 @@ class Looking:
         chosen = set(ids) if ids is not None else None
         count = 0
         while True:
-            async with self._got(queue, dead, MOST if chosen is not None else CHUNK) as (channel, found):
+            async with self._got(queue, dead, MOST if chosen is not None else CHUNK) as found:
                 mine = [one for one in found if chosen is None or one.message.id in chosen]
                 errors = await self._publisher.publish([reborn(one.message, queue) for one in mine], 30.0)
                 for at, one in enumerate(mine):
                     if at not in errors:
-                        channel.tell(channel.raw.basic_ack, one.number)
                         one.taken = True
                         count += 1
                 if errors:
@@ -247,7 +242,7 @@ class _Getting:
         if not count:
             return False
         await channel.ask(raw.basic_qos, prefetch_count=count)
-        tag = f"look.{id(found):x}.{end}"
+        tag = f"look.{id(found):x}.{end:06}"  # a channel's consumers give back in the order of their tags
         await channel.ask(raw.basic_consume, self._name, on_message_callback=self._take, consumer_tag=tag)
         while len(found) < end:
             self._came.clear()
@@ -269,11 +264,21 @@ class _Getting:
         self._came.set()
 
 
+def _take_away(channel: Channel, found: list[Found]) -> None:
+    """Acknowledge what is ``taken``, in few commands: what a channel has not passed on yet when it closes is forgotten."""
+    unsettled = Unsettled()
+    for one in found:
+        unsettled.numbers.append(one.number)
+        if one.taken:
+            unsettled.ack(one.number)
+    unsettled.flush(channel)
+
+
 async def _put_back(channel: Channel, name: str, left: list[Found], others: int) -> None:
     """Give *left* back; they are there when this returns, unless one of the *others* that consume took them."""
     await put_back(channel, name, [one.number for one in left])
     until = time.monotonic() + (TAKEN if others else MOVED if any(one.target for one in left) else PUT_BACK)
-    while (await channel.ask(channel.raw.queue_declare, name, passive=True)).message_count < len(left):
+    while (await channel.count(name))[0] < len(left):
         # a quorum queue has them back when its disk says so
         if time.monotonic() > until:
             return

@@ -218,6 +218,7 @@ def test_what_is_no_json_follows_the_queue(project: Project, node: Node) -> None
     assert dead["headers"]["tenant"] == "acme"
     assert dead["headers"]["handrail-dead-queue"] == "plain"
     assert "UTF-8" in dead["headers"]["handrail-reason"] or "JSON" in dead["headers"]["handrail-reason"]
+    wait_for(lambda: project.depths("plain")["dead"] == 1, "it is back from the look")
     listed = json.loads(project.platform("dead", "list", "plain", "--json").stdout)
     assert [row["reason"] for row in listed] == [dead["headers"]["handrail-reason"]]
     assert worker.stop() == 0

@@ -40,6 +40,15 @@ def ack(*deliveries: Delivery) -> list[Settlement]:
     return [Settlement(one, Verb.ACK) for one in deliveries]
 
 
+async def _back(adapter: Adapter, count: int) -> None:
+    """Wait until *count* are ready. They are counted, for who looks while some come back may put others before them."""
+
+    async def back() -> bool:
+        return (await adapter.depth("work")).ready == count
+
+    await eventually(back, f"{count} to be ready")
+
+
 async def waiting(adapter: Adapter, state: str = "ready") -> list[object]:
     return [msgspec.json.decode(one.body) for one in await adapter.peek("work", state, 1000)]  # type: ignore[arg-type]
 
@@ -333,10 +342,8 @@ async def test_a_release_goes_to_the_head_uncounted(port: Port) -> None:
 
         await inbox.settle(*(Settlement(one, Verb.RELEASE) for one in (held[1], held[0], held[2])))
 
-        async def back() -> bool:
-            return await waiting(adapter) == [0, 1, 2, 3, 4]
-
-        await eventually(back, "all in their places")
+        await _back(adapter, 5)
+        assert await waiting(adapter) == [0, 1, 2, 3, 4]
         again = await port.consume(adapter)
         got = await again.take(5)
         assert {(one.message.attempts, one.message.starts, one.message.crashes) for one in got} == {(0, 0, 0)}
@@ -353,10 +360,7 @@ async def test_looking_at_some_of_what_went_back_leaves_the_order(port: Port) ->
         await inbox.subscription.cancel()
         await inbox.settle(*(Settlement(one, Verb.RELEASE) for one in held))
 
-        async def back() -> bool:
-            return (await adapter.depth("work")).ready == 30
-
-        await eventually(back, "all back")
+        await _back(adapter, 30)
         for most in (3, 7, 1):
             first = await adapter.peek("work", "ready", most)
             assert [msgspec.json.decode(one.body) for one in first] == list(range(most))
@@ -394,8 +398,9 @@ async def test_a_move_goes_to_the_tail(port: Port) -> None:
 
         await inbox.settle(Settlement(held, Verb.MOVE, replace(held.message, attempts=1, starts=1)))
 
-        assert await waiting(adapter) == ["b", "c", "a"]
-        assert (await adapter.peek("work", "ready", 10))[-1].attempts == 1
+        shown = await adapter.peek("work", "ready", 10)
+        assert [msgspec.json.decode(one.body) for one in shown] == ["b", "c", "a"]
+        assert shown[-1].attempts == 1
 
 
 @needs(Capability.DELAY)
@@ -409,8 +414,10 @@ async def test_a_move_with_a_due_time_waits_in_the_broker(port: Port) -> None:
 
         await inbox.settle(Settlement(held, Verb.MOVE, replace(held.message, attempts=1, due=due)))
 
-        shown = await waiting(adapter, "delayed")
-        assert shown == ["a"] or time.time() >= due
+        async def delayed() -> bool:
+            return await waiting(adapter, "delayed") == ["a"] or time.time() >= due
+
+        await eventually(delayed, "it to wait")  # on its way from delay to delay it is nowhere for a moment
         (got,) = await inbox.take(1)
         assert time.time() >= due
         assert got.message.attempts == 1
