@@ -95,21 +95,27 @@ class Lease:
         in_child(self)
 
     def _take(self) -> None:
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        os.write(fd, json.dumps(self._content).encode())
+        # under another name until it is locked: a free lock is a dead owner
+        half = self._path.with_suffix(".new")
+        fd = os.open(half, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.write(fd, json.dumps(self._content).encode())
+            half.replace(self._path)
+        except OSError:
+            os.close(fd)
+            raise
         self.forget()
         self._fd, self._inode = fd, os.fstat(fd).st_ino
 
     def keep(self) -> None:
-        """Make the lock file again if somebody removed it. Raises ``OSError`` when its folder is gone."""
-        try:
+        """Make the lock file again if somebody removed it or put a copy in its place, which nobody holds.
+
+        Raises ``OSError`` when its folder is gone.
+        """
+        with contextlib.suppress(FileNotFoundError):
             if self._path.stat().st_ino == self._inode:
                 return
-        except FileNotFoundError:
-            pass
-        else:
-            self._path.unlink()  # somebody put a copy in its place, and nobody holds that
         self._take()
 
     def dead(self, owners: list[tuple[int, str]]) -> Iterator[Dead]:
@@ -132,13 +138,16 @@ class Lease:
             except OSError:
                 os.close(fd)
                 continue
+            if not _lies_at(fd, self._folder / f"{name}.lock"):
+                os.close(fd)  # it was made again meanwhile
+                continue
             board, prefix = _content(fd)
             yield Dead(number, name, fd, board, prefix)
 
     def sweep(self, owners: list[tuple[int, str]]) -> None:
         """Remove old lock files that belong to nobody: their workers died before they were known."""
         known = {name for _number, name in owners} | {self.name}
-        for path in self._folder.glob("*.lock"):
+        for path in (*self._folder.glob("*.lock"), *self._folder.glob("*.new")):
             with contextlib.suppress(OSError):
                 if path.stem in known or time.time() - path.stat().st_mtime < LITTER_AGE:
                     continue
@@ -163,6 +172,13 @@ class Lease:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _lies_at(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except OSError:
+        return False
 
 
 def _content(fd: int) -> tuple[Path | None, str]:

@@ -199,6 +199,7 @@ FROM json_each(?2) AS j WHERE msg.seq = j.value ->> 0 AND +state = {DELAYED}
 
 ADD_OWNER = "INSERT INTO owner (name) VALUES (?) RETURNING id"
 OWNERS = "SELECT id, name FROM owner"
+IS_OWNER = "SELECT 1 FROM owner WHERE id = ?"
 REMOVE_OWNER = "DELETE FROM owner WHERE id = ?"
 #: What an owner holds, with the order it shall have at the head.
 HELD_BY = f"""

@@ -268,8 +268,13 @@ class Store:
     # --- claiming -----------------------------------------------------------------------------------------------------
 
     def claim(self, owner: int, queue: int, name: str, limit: int, subscription: Intake) -> tuple[list[Delivery], bool]:
-        """Up to *limit* ready messages of *queue*, now held by *owner*; and whether there may be more."""
+        """Up to *limit* ready messages of *queue*, now held by *owner*; and whether there may be more.
+
+        Nothing when *owner* was taken for dead and does not know it yet: nobody would look for what it holds.
+        """
         db = self.db
+        if db.execute(sql.IS_OWNER, (owner,)).get is None:
+            return [], False
         found = rows.decode_rows(db.execute(sql.CANDIDATES, (queue, limit)).get)
         if not found:
             return [], False

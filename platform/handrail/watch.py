@@ -17,6 +17,7 @@ import stat
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -39,6 +40,9 @@ from watchdog.observers.api import BaseObserver, ObservedWatch
 from handrail.config.model import Settings
 from handrail.errors import ConfigError
 from handrail.logger import get_logger
+
+# it finds a folder twice that is made while it looks, and says so on stderr
+warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
 
 log = get_logger("handrail")
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from handrail import pipe as pipes
 from handrail.outcome import Backoff
-from handrail.pipe import LARGEST_FRAME, Batch, MemoryPipe, SocketPipe, backoff_of
+from handrail.pipe import FULL_COUNT, LARGEST_FRAME, Batch, MemoryPipe, SocketPipe, backoff_of
 
 scalars = (
     st.none()
@@ -167,10 +167,29 @@ def test_one_frame_a_turn(make: Callable[[], Any]) -> None:
             right._receive = lambda batch: (sizes.append(len(batch)), receive(batch))[1]
         else:
             right.listen(lambda batch: (sizes.append(len(batch)), receive(batch))[1], at_right.gone)
-        for number in range(500):
+        for number in range(FULL_COUNT - 1):
             left.send([number])
-        await at_right.until(lambda end: len(end.got) == 500)
-        assert sizes == [500]
+        await at_right.until(lambda end: len(end.got) == FULL_COUNT - 1)
+        assert sizes == [FULL_COUNT - 1]
+        left.close()
+        right.close()
+
+    run(story)
+
+
+def test_many_leave_in_parts() -> None:
+    """Between processes the first of many messages leave before the last are sent, so that the other side can begin."""
+
+    async def story() -> None:
+        left, _, right, at_right = await sockets()
+        sizes: list[int] = []
+        receive = at_right.receive
+        right._receive = lambda batch: (sizes.append(len(batch)), receive(batch))[1]
+        for number in range(2 * FULL_COUNT + 3):
+            left.send([number])
+        await at_right.until(lambda end: len(end.got) == 2 * FULL_COUNT + 3)
+        assert sizes == [FULL_COUNT, FULL_COUNT, 3]
+        assert at_right.got == [[number] for number in range(2 * FULL_COUNT + 3)]
         left.close()
         right.close()
 

@@ -754,6 +754,8 @@ class Dispatcher:
         for run in left:
             self._stop_run(run, verdict.interrupted(run.delivery.message, reason), "drain")
         await self.settled()
+        if self._hurried:
+            self.fleet.kill()
         await self.fleet.stop()
         await self.settled()
         self._deadlines.stop()

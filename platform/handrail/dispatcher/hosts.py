@@ -287,6 +287,8 @@ class ProcessBody:
 
     def _pipe_lost(self) -> None:
         self._heard_out.set()
+        if self._host is not None and self._host.ending:
+            return  # it is leaving, and runs the users' exit functions
         # the other end is closed though the process may live on, as after os.closerange() in a handler: of no use any more
         self.kill()
 

@@ -118,7 +118,8 @@ class PipeTransport:
 
     def close(self) -> None:
         """The pipe is gone: what has no answer will get none."""
-        self._closed = True
+        with self._change:  # a thread that sends just now has either put its send among those below, or is refused
+            self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         for number, (count, _done) in list(self._sends.items()):

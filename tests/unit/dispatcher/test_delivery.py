@@ -579,6 +579,43 @@ async def test_a_hurry_ends_hosts_that_do_not_end_by_themselves(site, monkeypatc
             await stopping
 
 
+async def test_a_hurry_during_the_drain_ends_them_too(site, monkeypatch) -> None:
+    """A second signal while a handler drains waits neither for it nor for a lifespan that would hang after it."""
+    monkeypatch.setattr(hosts, "LEAVE_TIMEOUT", 600.0)
+    site.handler("async def handler(message): note(message); await agate('never')")
+    (site.root / "handlers" / "_lifespan.py").write_text(
+        "import asyncio\nasync def lifespan():\n    yield {}\n    await asyncio.sleep(3600)\n"
+    )
+    async with site.worker(site.queues()) as worker:
+        await site.send(1)
+        await site.until(site.notes, "the message to run")
+        stopping = asyncio.ensure_future(worker.stop(600.0))
+        await site.until(lambda: worker.dispatcher.stopping, "the drain")
+        assert not worker.dispatcher.fleet.stopping
+        worker.hurry()
+        async with asyncio.timeout(60):
+            await stopping
+
+
+async def test_exit_functions_of_handlers_run_to_their_end(site, monkeypatch) -> None:
+    """A worker that stops in order lets its hosts end by themselves: what a handler's module registered runs whole."""
+    monkeypatch.setattr(hosts, "LEAVE_TIMEOUT", 600.0)
+    site.handler("""
+        import atexit, sys, time
+        sys.modules["__main__"].EXIT = 600.0
+        def leave():
+            note("begun")
+            time.sleep(0.2)
+            note("done")
+        atexit.register(leave)
+        def handler(message): pass
+    """)
+    async with site.worker(site.queues()) as worker:
+        await worker.stop(0.0)
+
+    assert site.notes() == [["begun"], ["done"]]
+
+
 async def test_whoever_listens_cannot_harm_what_is_settled(site) -> None:
     """An error in what is told of outcomes costs neither the next outcome nor the stop."""
     site.handler("def handler(message): pass")

@@ -336,23 +336,50 @@ async def test_a_worker_whose_lock_file_is_removed_makes_a_new_one(
         assert other.got == []
 
 
+#: Takes every worker for dead: what they hold is given out again.
+STRIKE = """
+    import apsw
+    db = apsw.Connection(sys.argv[1])
+    db.set_busy_timeout(5000)
+    db.execute("BEGIN IMMEDIATE")
+    db.execute("UPDATE msg SET state = 0, owner = NULL; DELETE FROM owner;")
+    db.execute("UPDATE queue SET ready = ready + active, active = 0")
+    db.execute("COMMIT")
+    db.close()
+"""
+
+
+async def test_a_worker_that_was_struck_off_claims_nothing_before_it_knows(bench: Bench) -> None:
+    """Between its end as an owner and its next look a worker takes no message by the old lease, where nobody would look."""
+    async with bench.worker() as worker:
+        await worker.publish([message("x")], WAIT)
+        inbox = await bench.consume(worker)
+        (held,) = await inbox.take(1)
+        writer = worker._writer
+        assert writer is not None
+        look_round, writer._inherit = writer._inherit, lambda: None  # type: ignore[method-assign]
+        process = bench.run(STRIKE, str(bench.file))
+        await asyncio.to_thread(process.communicate, "", WAIT)
+
+        await worker.publish([message("y")], WAIT)  # for which it looks at what is ready
+        await worker.depth("work")
+        assert inbox.got == []
+        writer._inherit = look_round  # type: ignore[method-assign]
+
+        await eventually(lambda: inbox.lost == [held])
+        both = await inbox.take(2)
+        assert {one.message.body for one in both} == {b"x", b"y"}
+        assert await inbox.settle(Verb.ACK, *both) == []
+        assert await worker.depth("work") == Depth(ready=0, delayed=0, active=0, dead=0)
+
+
 async def test_the_end_of_a_lease_is_told_and_late_outcomes_are_refused(bench: Bench) -> None:
     """A worker that was struck off is told which deliveries it lost; settling them is refused; it goes on working."""
     async with bench.worker() as worker:
         await worker.publish([message("x")], WAIT)
         inbox = await bench.consume(worker)
         (held,) = await inbox.take(1)
-        strike = """
-            import apsw
-            db = apsw.Connection("queues.db" if len(sys.argv) < 2 else sys.argv[1])
-            db.set_busy_timeout(5000)
-            db.execute("BEGIN IMMEDIATE")
-            db.execute("UPDATE msg SET state = 0, owner = NULL; DELETE FROM owner;")
-            db.execute("UPDATE queue SET ready = ready + active, active = 0")
-            db.execute("COMMIT")
-            db.close()
-        """
-        process = bench.run(strike, str(bench.file))
+        process = bench.run(STRIKE, str(bench.file))
         await asyncio.to_thread(process.communicate, "", WAIT)
         await eventually(lambda: inbox.lost == [held])
 
