@@ -371,6 +371,7 @@ class RabbitMQAdapter:
             credit,
             deliver,
             lost,
+            quorum=self._topology.kind(queue.name) == "quorum",
             finished=self._finished,
             undue=self._undue,
             crashes=self._deaths.crashes,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +27,7 @@ from handrail_rabbitmq.aging import Ages, Astray, timed_out
 from handrail_rabbitmq.frames import Take
 from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link
 from handrail_rabbitmq.names import HEAD, level_queue
-from handrail_rabbitmq.requeueing import put_back
+from handrail_rabbitmq.requeueing import LOOK_EVERY, put_back
 from handrail_rabbitmq.tags import DONE, LOST, Consumer, Finished, Level, Tag
 from handrail_rabbitmq.unsettled import Unsettled
 
@@ -42,6 +43,8 @@ LIFO_WINDOW = 200
 LOOKAHEAD = 0.02
 #: Seconds between replacements of a consumer by one with another prefetch.
 REPLACE_EVERY = 0.05
+#: Seconds for which a channel stays open at most until the queue has done all that it was told.
+LAST_WORDS = 2.0
 #: Seconds before a queue whose channel the server closed is subscribed again.
 AGAIN = 0.5
 
@@ -63,6 +66,7 @@ class Intake:
         deliver: Deliver,
         lost: Lost,
         *,
+        quorum: bool,
         finished: Finished,
         undue: Callable[[Delivery], bool],
         crashes: Callable[[str, str], int],
@@ -83,6 +87,9 @@ class Intake:
         self._on_gone = gone
         self._loop = asyncio.get_running_loop()
         self._lifo = spec.order == "lifo"
+        self._quorum = quorum
+        #: Since it was cancelled: see :meth:`_consumers_counted`.
+        self._counted: dict[Level, int] = {}
         self.channel: Channel | None = None
         #: Levels that exist on the server, the queue itself among them.
         self.levels: set[Level] = {DEFAULT_PRIORITY}
@@ -155,6 +162,9 @@ class Intake:
         self._kick()
         while self._worker is not None:
             await asyncio.shield(self._worker)
+        if self._quorum and self.channel is not None:
+            with contextlib.suppress(GoneError):
+                self._counted = await self._consumers_counted(self.channel)
         if self._hidden:
             # in their order, after what the dispatcher gives back in a moment
             self._loop.call_later(STALE if self.held else 0.0, self._give_back_later)
@@ -221,11 +231,37 @@ class Intake:
         channel = self.channel
         if channel is None:
             return
+        with contextlib.suppress(GoneError):
+            self.unsettled.flush(channel)
+            if self._counted and not (self.held or self._hidden or self._arrived):
+                await self._all_done(channel)
         self.channel = None
         for delivery in (*self.held.values(), *self._hidden, *self._arrived):
             delivery.tag.state = LOST
         # a channel that closes gives all back at once, in order
         channel.close()
+
+    async def _consumers_counted(self, channel: Channel) -> dict[Level, int]:
+        """For each level of what is in hand: the consumers its queue will have when the server is done with all of that.
+
+        A quorum queue counts a cancelled consumer until all that it was given is settled.
+        """
+        ours: dict[Level, set[str]] = {}
+        for delivery in (*self.held.values(), *self._hidden, *self._arrived):
+            ours.setdefault(delivery.tag.consumer.level, set()).add(delivery.tag.consumer.tag)
+        return {
+            level: (await channel.count(level_queue(self.full, level)))[1] - len(tags) for level, tags in ours.items()
+        }
+
+    async def _all_done(self, channel: Channel) -> None:
+        """Returns when the queues have done what they were told, as far as can be seen, or after a while.
+
+        A channel has 32 commands to a quorum queue under way. What is beyond waits in it, and is forgotten when it closes.
+        """
+        until = self._loop.time() + LAST_WORDS
+        for level, left in self._counted.items():
+            while (await channel.count(level_queue(self.full, level)))[1] > left and self._loop.time() < until:
+                await asyncio.sleep(LOOK_EVERY)
 
     # --- what comes ---------------------------------------------------------------------------------------------------
 
@@ -656,6 +692,7 @@ class Rest(Intake):
             0,
             parent._deliver,
             parent._lost,
+            quorum=parent._quorum,
             finished=parent._finished,
             undue=parent._undue,
             crashes=parent._crashes,

@@ -37,6 +37,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 PING_EVERY, SILENCE = 2.0, 6.0
 
 
+#: Seconds from which on an answer that a queue is empty may mean that its leader has not answered.
+LEADER_PATIENCE = 0.2
 #: The server's code for what the user has no right to.
 FORBIDDEN = 403
 
@@ -99,10 +101,12 @@ class Channel:
 
     async def count(self, queue: str) -> tuple[int, int]:
         """Messages ready in *queue*, and its consumers. Raises :class:`GoneError`, of code 404 where there is no such queue."""
+        loop = asyncio.get_running_loop()
         for _ in range(3):
+            asked = loop.time()
             found = await self.ask(self.raw.queue_declare, queue, passive=True)
             # both are 0 too when a quorum queue's leader has not answered the server within 250 ms
-            if found.message_count or found.consumer_count:
+            if found.message_count or found.consumer_count or loop.time() - asked < LEADER_PATIENCE:
                 break
         return found.message_count, found.consumer_count
 
@@ -137,7 +141,7 @@ class Channel:
         await self.ask(lambda callback: self.raw.confirm_delivery(on_confirm, callback=callback))
 
     async def fence(self) -> None:
-        """Returns when the server has done all that it was told on this channel before."""
+        """Returns when the server has read all that it was told on this channel before. A quorum queue does it a moment later."""
         if not isinstance(self.raw, frames.ShortChannel):
             await self.ask(self.raw.basic_qos, prefetch_count=self.prefetch)
             return

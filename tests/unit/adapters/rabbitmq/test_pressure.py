@@ -23,7 +23,7 @@ from rabbitmq_support import Bench, Inbox, Project, black_hole, messages, until
 
 from handrail.adapter import QueueSpec, Settlement, Verb
 from handrail.outcome import Outcome
-from handrail_rabbitmq import publishing
+from handrail_rabbitmq import consuming, publishing
 
 #: An application with one page, which sends and answers only when the broker has it, or when it never will.
 WEB = """
@@ -268,3 +268,39 @@ async def test_a_queue_that_confirms_nothing_does_not_stop_the_others(
     finally:
         await asyncio.to_thread(server.ctl, "-q", "eval", SUSPEND.format(name=name, what="resume"))
         await bench.close()
+
+
+#: Erlang: stop and wake the process that writes all quorum queues' commands to the disk, as a disk that hangs for a moment.
+HANG = "sys:{what}(ra_log_wal)."
+
+
+async def test_a_worker_that_stops_while_the_disk_hangs_leaves_what_it_acknowledged_done(
+    server: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel forgets, when it closes, acknowledgements beyond those that a queue has under way: it stays open for them."""
+    monkeypatch.setattr(consuming, "LAST_WORDS", 60.0)
+    count = 100
+    worker = await bench.open()
+    inbox = await Inbox(worker).begin(bench.queue, credit=count)
+    assert await worker.publish(messages(count), 20.0) == {}
+    await until(lambda: len(inbox.got) == count, "all")
+    await inbox.subscription.cancel()
+
+    await asyncio.to_thread(server.ctl, "-q", "eval", HANG.format(what="suspend"))
+    try:
+        for one in reversed(inbox.got):
+            assert await worker.settle([Settlement(one, Verb.ACK)]) == []
+        closing = asyncio.ensure_future(worker.close())
+        await asyncio.wait([closing], timeout=0.5)  # had it not waited, it would be closed by now
+        assert not closing.done()
+    finally:
+        await asyncio.to_thread(server.ctl, "-q", "eval", HANG.format(what="resume"))
+    await closing
+
+    other = await bench.open()
+    assert (await other.depth("work")).ready == 0
+    again = await Inbox(other).begin(bench.queue)
+    assert await other.publish([last := messages(1)[0]], 20.0) == {}
+    await until(lambda: bool(again.got), "what is sent then")
+    assert [one.message.id for one in again.got] == [last.id]
+    await bench.close()
