@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from typing import ClassVar
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "handrail")
 #: Seconds for a server to accept clients. It takes five to ten on a machine with nothing else to do.
 PATIENCE = 120.0
+#: Seconds for which a port that was given out is given to nobody else.
+RESERVED = 300.0
 #: Seconds for a server to end by itself.
 GRACE = 20.0
 
@@ -157,8 +160,13 @@ class Server:
             half.write_text(json.dumps(state))
             half.replace(self.folder / "state.json")
         end = time.monotonic() + PATIENCE
-        while not self.answers(state["port"]):
-            if (self._started is not None and self._started.poll() is not None) or time.monotonic() > end:
+        while True:
+            answers = self.answers(state["port"])
+            # looked at after the answer, which may be that of somebody else who has the port
+            died = self._started is not None and self._started.poll() is not None
+            if answers and not died:
+                return
+            if died or time.monotonic() > end:
                 raise UnavailableError(f"{self.name} did not start; {self.log} says why")
             time.sleep(0.05)
 
@@ -234,9 +242,21 @@ def stands_still(group: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports below those that systems give to outgoing connections: any of these could have one before the next start."""
-    ports = random.sample(range(10_000, 32_000), 2_000)
-    return list(itertools.islice(filter(is_free, ports), count))
+    """Ports that nobody else who asked here got within :data:`RESERVED` seconds: it takes a server some to listen.
+
+    They lie below those that systems give to outgoing connections: any of these could have one before the next start.
+    """
+    drawn = Path(tempfile.gettempdir(), f"handrail-ports-{os.getuid()}")
+    with locked(drawn.with_suffix(".lock")):
+        now = time.time()
+        try:
+            taken = {int(port): at for port, at in json.loads(drawn.read_text()).items() if now - RESERVED < at <= now}
+        except (OSError, ValueError):
+            taken = {}
+        candidates = (port for port in random.sample(range(10_000, 32_000), 2_000) if port not in taken)
+        ports = list(itertools.islice(filter(is_free, candidates), count))
+        drawn.write_text(json.dumps(taken | dict.fromkeys(ports, now)))
+    return ports
 
 
 def is_free(port: int) -> bool:

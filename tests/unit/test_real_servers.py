@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server import Server, UnavailableError, is_free
+from server import Server, UnavailableError, free_ports, is_free
 
 import real_servers  # noqa: F401 - it makes the scripts importable
 
@@ -109,3 +109,19 @@ def test_a_port_that_is_lost_while_starting_is_replaced(tiny: Tiny) -> None:
     tiny.failures = 9
     with pytest.raises(UnavailableError, match="did not start"):
         tiny.up()
+
+
+def test_a_port_is_given_to_one_alone() -> None:
+    """What was drawn is drawn by nobody else for minutes, though nobody listens there yet."""
+    drawn: list[int] = []
+
+    def draw() -> None:
+        drawn.extend(port for _ in range(10) for port in free_ports(20))
+
+    threads = [threading.Thread(target=draw) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(set(drawn)) == len(drawn) == 800
