@@ -287,6 +287,8 @@ class _Core:
         self.trouble = ""
         self._said = ""
         self.closed = False
+        #: What runs beside the queues was started.
+        self._begun = False
         #: Monotonic time at which this loop last turned.
         self.beat = time.monotonic()
 
@@ -312,9 +314,11 @@ class _Core:
             self.spawn(self._look())
 
     async def _connect(self) -> None:
-        await self.cluster.connect()
+        if not self.cluster.connected:
+            await self.cluster.connect()
         await self.cluster.refresh()
-        if self._role != "client":
+        if self._role != "client" and not self._begun:
+            self._begun = True
             self.spawn(self._bury())
             self.forwarder.start()
             self.control.look()
@@ -550,6 +554,7 @@ class _Core:
             tag.alive = False
             if one.verb is Verb.RELEASE and one.message is None:
                 del part.held[tag.offset]
+                part.reader.held_changed()
                 intake.put_back(tag)
                 intakes[intake] = intakes.get(intake, 0) + 1
             elif one.verb is Verb.RELEASE and self._keep(one):

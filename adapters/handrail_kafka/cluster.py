@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.conn import create_conn
-from aiokafka.protocol.commit import OffsetCommitRequest
+from aiokafka.protocol.commit import OffsetCommitRequest, OffsetFetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.protocol.metadata import MetadataRequest
 
 from handrail.errors import BrokerError
 from handrail.logger import get_logger
 from handrail_kafka import faults, progress
+from handrail_kafka.ending import stop_consumer
 from handrail_kafka.hazards import hazards
 from handrail_kafka.options import Options
 from handrail_kafka.progress import Stand
@@ -88,7 +89,7 @@ class Cluster:
         except BaseException:
             await admin.close()
             if asker is not None:
-                await asker.stop()
+                await stop_consumer(asker)
             raise
         self._admin, self._asker = admin, asker
 
@@ -166,7 +167,7 @@ class Cluster:
         admin, self._admin = self._admin, None
         asker, self._asker = self._asker, None
         if asker is not None:
-            await asker.stop()
+            await stop_consumer(asker)
         if admin is not None:
             await admin.close()
 
@@ -330,25 +331,38 @@ class Cluster:
             self._coordinators[group] = await self._client.find_coordinator(group)
         return self._coordinators[group]
 
-    async def stands(self, group: str, tps: Sequence[TopicPartition]) -> dict[TopicPartition, Stand | None]:
-        """What *group* has committed of each partition; None is nothing."""
-        if not tps:
-            return {}
+    async def committed(self, group: str, tps: Sequence[TopicPartition]) -> dict[TopicPartition, tuple[int, str]]:
+        """Offset and text that *group* has committed of each of *tps* of which it has committed anything.
 
-        async def ask() -> dict[TopicPartition, Any]:
+        aiokafka has questions of its own for this. They overlook what is wrong with the group as a whole: while its
+        coordinator loads or moves they find nothing, as if nothing had ever been committed.
+        """
+        by_topic: dict[str, list[int]] = {}
+        for tp in tps:
+            by_topic.setdefault(tp.topic, []).append(tp.partition)
+
+        async def ask() -> dict[TopicPartition, tuple[int, str]]:
             node = await self._coordinator(group)
-            found: dict[TopicPartition, Any] = await self._client.list_consumer_group_offsets(group, node, list(tps))
+            response = await self._client._send_request(OffsetFetchRequest(group, list(by_topic.items())), node)
+            kind = errors.for_code(response.error_code)
+            if kind is not errors.NoError:
+                raise kind(group)
+            found = {}
+            for topic, partitions in response.topics:
+                for partition, offset, text, code in partitions:
+                    kind = errors.for_code(code)
+                    if kind is not errors.NoError:
+                        raise kind(group if kind is errors.GroupAuthorizationFailedError else topic)
+                    if offset >= 0:
+                        found[TopicPartition(topic, partition)] = offset, text or ""
             return found
 
-        found = await self._retrying(ask)
-        stands: dict[TopicPartition, Stand | None] = {}
-        for tp in tps:
-            committed = found.get(tp)
-            if committed is None or committed.offset < 0:
-                stands[tp] = None
-            else:
-                stands[tp] = progress.decode(committed.offset, committed.metadata or "")[0]
-        return stands
+        return await self._retrying(ask) if tps else {}
+
+    async def stands(self, group: str, tps: Sequence[TopicPartition]) -> dict[TopicPartition, Stand | None]:
+        """What *group* has committed of each partition; None is nothing."""
+        found = await self.committed(group, tps)
+        return {tp: progress.decode(*found[tp])[0] if tp in found else None for tp in tps}
 
     async def commit(self, group: str, commits: Mapping[TopicPartition, tuple[int, str]]) -> None:
         """Commit for a group without members. Raises UnknownMemberIdError while it has some."""
@@ -382,16 +396,18 @@ class Cluster:
         await self._retrying(send)
 
     async def groups_on(self, topic: str) -> set[str] | None:
-        """The groups that have offsets in *topic*; None when there are too many groups to ask."""
+        """The groups that have offsets in *topic*; None when there are too many groups to ask, or one that we may not ask."""
         groups = [group for group, *_rest in await self._client.list_consumer_groups()]
         if len(groups) > 300:
             return None
         found = set()
         tps = self.tps(topic)
-        for group in groups:
-            stands = await self.stands(group, tps)
-            if any(stand is not None for stand in stands.values()):
-                found.add(group)
+        try:
+            for group in groups:
+                if await self.committed(group, tps):
+                    found.add(group)
+        except errors.GroupAuthorizationFailedError:
+            return None
         return found
 
     async def delete_below(self, offsets: Mapping[TopicPartition, int]) -> None:
@@ -430,7 +446,7 @@ class Cluster:
                     if await reader.position(tp) >= left[tp]:
                         del left[tp]
         finally:
-            await reader.stop()
+            await stop_consumer(reader)
 
 
 def settings(copies: int, *, passing: bool = False, compact: bool = False, roomy: bool = False) -> dict[str, str]:

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 from handrail.errors import BrokerError
 from handrail.logger import get_logger
 from handrail_kafka.cluster import Cluster
+from handrail_kafka.ending import stop_consumer
 from handrail_kafka.part import Part
 from handrail_kafka.producer import Producer
 
@@ -25,6 +26,8 @@ log = get_logger("handrail.kafka")
 
 #: Seconds for the workers to answer: one that has never seen the topic looks for it every two.
 PATIENCE = 8.0
+#: Seconds after which a question without an answer is asked again: whoever read it may not have had the partition yet.
+AGAIN = 1.0
 
 
 class Question(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -39,7 +42,7 @@ class Question(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """How many of them were marked; the others are in somebody's hands."""
+    """How many of them are finished now; the others are in somebody's hands."""
 
     re: str
     topic: str
@@ -80,10 +83,12 @@ class Control:
     async def _listen(self) -> None:
         while True:
             try:
-                async for note in self._notes(time.time() - PATIENCE):
-                    if note.question is not None:
-                        await self._handle(note.question)
-            except (errors.KafkaError, OSError, TimeoutError) as error:
+                async with contextlib.aclosing(self._notes(time.time() - PATIENCE)) as listening:
+                    async for notes in listening:
+                        for note in notes:
+                            if note.question is not None:
+                                await self._handle(note.question)
+            except (BrokerError, errors.KafkaError, OSError, TimeoutError) as error:
                 log.debug("listening for questions failed", error=repr(error))
             await asyncio.sleep(1.0)
 
@@ -93,9 +98,10 @@ class Control:
             if part.tp == tp and not part.lost and question.at > time.time() - 2 * PATIENCE:
                 marked = 0
                 for offset in question.offsets:
-                    if offset not in part.held and not part.tracker.is_finished(offset):
-                        part.finish(offset)
-                        marked += 1
+                    if offset not in part.held:
+                        marked += 1  # also what is finished already: the question may have been asked before
+                        if not part.tracker.is_finished(offset):
+                            part.finish(offset)
                 part.reader.touched()
                 await part.reader.committed()
                 if not part.lost:
@@ -108,40 +114,45 @@ class Control:
         await self._cluster.create({self._topic: 1}, self._cluster.options.replication, passing=True)
         me = uuid.uuid4().hex
         began = time.time()
-        listening = self._notes(began - 1.0)
-        marked = 0
+        left: dict[tuple[str, TopicPartition], Question] = {}
         for tp, offsets in wanted.items():
             # as many as a record takes with ease
             for start in range(0, len(offsets), 50_000):
                 some = offsets[start : start + 50_000]
-                await self._write(Note(question=Question(f"{me}{start}", tp.topic, tp.partition, some, time.time())))
-        waiting = {(f"{me}{start}", tp) for tp, offsets in wanted.items() for start in range(0, len(offsets), 50_000)}
+                left[f"{me}{start}", tp] = Question(f"{me}{start}", tp.topic, tp.partition, some, began)
+        await self._put(left.values())
+        again = time.monotonic() + AGAIN
+        marked = 0
         try:
-            async with asyncio.timeout(PATIENCE):
-                async for note in listening:
-                    answer = note.answer
-                    if answer is not None:
-                        tp = TopicPartition(answer.topic, answer.partition)
-                        if (answer.re, tp) in waiting:
-                            waiting.discard((answer.re, tp))
+            async with contextlib.aclosing(self._notes(began - 1.0)) as listening, asyncio.timeout(PATIENCE):
+                async for notes in listening:
+                    for note in notes:
+                        if (answer := note.answer) is None:
+                            continue
+                        # of several answers to one question the first one counts
+                        if left.pop((answer.re, TopicPartition(answer.topic, answer.partition)), None) is not None:
                             marked += answer.marked
-                    if not waiting:
+                    if not left:
                         break
+                    if time.monotonic() >= again:
+                        again = time.monotonic() + AGAIN
+                        await self._put(left.values())
         except TimeoutError:
-            left = {tp for _id, tp in waiting}
-            names = ", ".join(sorted(f"{tp.topic}/{tp.partition}" for tp in left))
+            names = ", ".join(sorted({f"{tp.topic}/{tp.partition}" for _id, tp in left}))
             raise BrokerError(
                 f"{self._cluster.place}: the worker that reads {names} did not answer within {PATIENCE:g}s; try again"
             ) from None
-        finally:
-            await listening.aclose()
         return marked
+
+    async def _put(self, questions: Iterable[Question]) -> None:
+        for question in questions:
+            await self._write(Note(question=question))
 
     async def _write(self, note: Note) -> None:
         await self._producer.store(self._topic, None, msgspec.json.encode(note))
 
-    async def _notes(self, since: float) -> AsyncGenerator[Note, None]:
-        """What is written from *since* on (Unix time in seconds), for ever."""
+    async def _notes(self, since: float) -> AsyncGenerator[list[Note], None]:
+        """What is written from *since* on (Unix time in seconds), for ever; each second at least, be it nothing."""
         consumer = AIOKafkaConsumer(
             **self._cluster.options.client(),
             enable_auto_commit=False,
@@ -152,12 +163,15 @@ class Control:
         try:
             await consumer.start()
             consumer.assign([tp])
+            # the end comes first: what is written between the two questions lies beyond it
+            end = (await consumer.end_offsets([tp]))[tp]
             at = (await consumer.offsets_for_times({tp: int(since * 1000)}))[tp]
-            consumer.seek(tp, at.offset if at is not None else (await consumer.end_offsets([tp]))[tp])
+            consumer.seek(tp, at.offset if at is not None else end)
             while True:
-                for records in (await consumer.getmany(timeout_ms=1000)).values():
-                    for record in records:
-                        with contextlib.suppress(msgspec.DecodeError):
-                            yield msgspec.json.decode(record.value or b"", type=Note)
+                notes = []
+                for record in (await consumer.getmany(tp, timeout_ms=1000)).get(tp, ()):
+                    with contextlib.suppress(msgspec.DecodeError):
+                        notes.append(msgspec.json.decode(record.value or b"", type=Note))
+                yield notes
         finally:
-            await consumer.stop()
+            await stop_consumer(consumer)

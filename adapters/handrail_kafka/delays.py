@@ -32,6 +32,8 @@ HORIZON = 2.0
 HOLD = 20_000
 #: Seconds between two looks for tiers that others have made.
 LOOK_EVERY = 2.0
+#: Seconds that what is on its way gets to be known as stored when this ends.
+STOP_PATIENCE = 10.0
 
 
 class Forwarder:
@@ -60,6 +62,7 @@ class Forwarder:
         self._not_before: dict[Part, float] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
         #: Why the last messages could not be moved on, or nothing.
         self._said = ""
 
@@ -68,10 +71,13 @@ class Forwarder:
         self.look()
 
     async def stop(self) -> None:
+        self._closing = True
+        self._wake.set()
         if self._task is not None:
+            # what is sent and not marked would be sent again by the next worker
+            await asyncio.wait([self._task], timeout=STOP_PATIENCE)
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
         if self.reader is not None:
             for part in self.reader.parts.values():
                 part.held.clear()
@@ -151,7 +157,7 @@ class Forwarder:
 
     async def _run(self) -> None:
         look_at = 0.0
-        while True:
+        while not self._closing:
             self._wake.clear()
             # what may be another's in a moment is not begun
             idle = not self._heap or self.reader is None or self.reader.rebalancing
@@ -165,7 +171,7 @@ class Forwarder:
                 with contextlib.suppress(errors.KafkaError, OSError):
                     await self._cluster.refresh()
                     self.look()
-            if self.reader is not None and not self.reader.rebalancing:
+            if self.reader is not None and not self.reader.rebalancing and not self._closing:
                 await self._move()
 
     async def _move(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from aiokafka import errors
@@ -30,6 +31,9 @@ class Outbox:
         self._tiers = names.tiers()
         #: Partitions to give a queue's topics, where it was declared otherwise than by default.
         self.partitions: dict[str, tuple[int, int | None]] = {}
+        #: How many wait until each topic is there. Who comes later goes after them, even if it is there by then.
+        self._awaited: Counter[str] = Counter()
+        self._turn = asyncio.Lock()
 
     async def publish(
         self,
@@ -101,17 +105,26 @@ class Outbox:
         return trouble() or f"{self._cluster.place}: the server does not answer"
 
     async def _ensure(self, topics: dict[str, str], *, dead: bool) -> None:
-        missing = [topic for topic in topics if topic not in self._cluster.partitions]
-        if not missing:
+        known = self._cluster.partitions
+        if all(topic in known and not self._awaited[topic] for topic in topics):
             return
-        while not self._cluster.connected:
-            await asyncio.sleep(0.05)
+        self._awaited.update(topics.keys())
+        try:
+            async with self._turn:
+                while not self._cluster.connected:
+                    await asyncio.sleep(0.05)
+                for topic, queue in topics.items():
+                    if topic not in self._cluster.partitions:
+                        await self._make(topic, queue, dead=dead)
+        finally:
+            self._awaited.subtract(topics.keys())
+
+    async def _make(self, topic: str, queue: str, *, dead: bool) -> None:
         options = self._cluster.options
-        for topic in missing:
-            if topic in self._tiers:
-                wanted, replication = 1, options.replication
-            else:
-                wanted, replication = self.partitions.get(topics[topic], (options.partitions, options.replication))
-            roomy = {topic} if dead or topic in self._tiers else ()
-            if await self._cluster.create({topic: wanted}, replication, roomy=roomy):
-                self._created()
+        if topic in self._tiers:
+            wanted, replication = 1, options.replication
+        else:
+            wanted, replication = self.partitions.get(queue, (options.partitions, options.replication))
+        roomy = {topic} if dead or topic in self._tiers else ()
+        if await self._cluster.create({topic: wanted}, replication, roomy=roomy):
+            self._created()

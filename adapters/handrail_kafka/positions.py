@@ -57,7 +57,8 @@ def start_of(
                 reason=wrong,
             )
         if stand.watermark <= end:
-            return _what_is_left(stand, begin, where, group), max(stand.watermark, begin)
+            _tell_of_gone(stand, begin, where, group)
+            return left_of(stand, begin), max(stand.watermark, begin)
         what = f"the position {stand.watermark} lies beyond the log's end {end}"
     elif begin == end or not held.known:
         if begin < end and begin > 0:
@@ -79,19 +80,11 @@ def start_of(
     )
 
 
-def _what_is_left(stand: Stand, begin: int, where: str, group: str) -> Stand:
+def left_of(stand: Stand, begin: int) -> Stand:
     """*stand* of a log that begins at *begin*: what lay before it is gone, handled or not."""
     gone = begin - stand.watermark
     if gone <= 0:
         return stand
-    unfinished = gone - stand.beyond[:gone].count(1)
-    if unfinished:
-        log.warning(
-            "messages that were not handled are no longer in the topic: was it cleared, or is its retention limited?",
-            partition=where,
-            group=group,
-            messages=unfinished,
-        )
     return msgspec.structs.replace(
         stand,
         watermark=begin,
@@ -99,3 +92,14 @@ def _what_is_left(stand: Stand, begin: int, where: str, group: str) -> Stand:
         held_at=tuple(at for at in stand.held_at if at >= begin),
         counts=tuple(one for one in stand.counts if one[0] >= begin),
     )
+
+
+def _tell_of_gone(stand: Stand, begin: int, where: str, group: str) -> None:
+    gone = max(0, begin - stand.watermark)
+    if unfinished := gone - stand.beyond[:gone].count(1):
+        log.warning(
+            "messages that were not handled are no longer in the topic: was it cleared, or is its retention limited?",
+            partition=where,
+            group=group,
+            messages=unfinished,
+        )

@@ -19,7 +19,7 @@ from handrail.errors import BrokerError
 from handrail.logger import get_logger
 from handrail_kafka import faults, progress
 from handrail_kafka.cluster import Cluster
-from handrail_kafka.ending import end_consumer
+from handrail_kafka.ending import stop_consumer
 from handrail_kafka.fetching import spare
 from handrail_kafka.options import LostPosition
 from handrail_kafka.part import Commit, Owner, Part
@@ -49,6 +49,8 @@ NOTE_AGAIN = 60.0
 RECLAIM_EVERY = 60.0
 #: Seconds after which a commit that is not answered makes what is finished count as in hand: until then it costs no speed.
 LATE = 0.1
+#: Seconds for what is finished to be committed before this member leaves or joins anew.
+LAST_COMMIT = 5.0
 #: Seconds after which a changed number of messages in hand is written down with the next commit.
 HELD_AFTER = 0.1
 
@@ -79,6 +81,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self.parts: dict[TopicPartition, Part] = {}
         self._waiters: list[asyncio.Future[None]] = []
         self._dirty = asyncio.Event()
+        #: The client's part of the commit that is under way.
+        self._committing: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._closing = False
         #: From a revoke to the assignment after it: nothing is taken or begun, nothing can be committed.
@@ -112,8 +116,12 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         if self._closing:
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(LAST_COMMIT):
                 await self.committed()
+                if any(len(part.held) != part.told_held for part in self.parts.values()):
+                    # who looks would take it for in our hands until another worker joins, however long that is
+                    self._write_held()
+                    await self._next_commit()
         self._closing = True
         self._wake.set()
         run, commit, watch = self._tasks
@@ -137,12 +145,10 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._stop_handing_over()
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            try:
-                async with asyncio.timeout(10.0):
-                    await consumer.stop()
-            except (TimeoutError, errors.KafkaError, OSError) as error:
-                log.debug("a consumer did not stop in order", group=self.group, error=str(error))
-                await end_consumer(consumer)
+            await stop_consumer(consumer)
+            if self._committing is not None:
+                # without its consumer it goes on trying until its time is over, and nothing else is committed meanwhile
+                self._committing.cancel()
 
     def subscribe(self, topics: Iterable[str]) -> None:
         """Read *topics* from now on."""
@@ -164,7 +170,8 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 await self._build()
                 await self._fetch()
             except asyncio.CancelledError:
-                raise
+                if _cancelled():
+                    raise
             except errors.ConsumerStoppedError:
                 if self._closing:
                     return
@@ -223,8 +230,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             spare(consumer)
             consumer.subscribe(self._topics, listener=self)
         except BaseException:
-            with contextlib.suppress(errors.KafkaError, OSError):
-                await consumer.stop()
+            await stop_consumer(consumer)
             raise
         self._consumer = consumer
         minding = asyncio.get_running_loop().create_task(self._mind(consumer))
@@ -246,7 +252,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
     async def _fetch(self) -> None:
         consumer = self._consumer
         while not self._closing and not self._rebuild:
-            ready = [tp for tp, part in self.parts.items() if part.admits and self._owner.wants(part)]
+            ready = self._ready()
             if not ready or self.rebalancing:
                 self._wake.clear()
                 if self.rebalancing or not self.parts:
@@ -274,6 +280,16 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             self._pass_gaps(ready)
         if self._rebuild:
             raise errors.KafkaError(self._rebuild)
+
+    def _ready(self) -> list[TopicPartition]:
+        """What to ask for now."""
+        ready, now = [], time.monotonic()
+        for tp, part in self.parts.items():
+            if part.admits and self._owner.wants(part):
+                ready.append(tp)
+            else:
+                part.moved_at = now  # that nothing comes of what is not asked for is no stall
+        return ready
 
     def _pass_gaps(self, tps: Iterable[TopicPartition]) -> None:
         """Go past what will never come: markers and remains of transactions, records that compaction took."""
@@ -320,8 +336,11 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
 
     async def committed(self) -> None:
         """Returns when all that is marked so far is committed, or was lost."""
-        if not any(part.committed < part.marks for part in self.parts.values()):
-            return
+        if any(part.committed < part.marks for part in self.parts.values()):
+            await self._next_commit()
+
+    async def _next_commit(self) -> None:
+        """Returns when all that is dirty by now is committed, or was lost."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._dirty.set()
@@ -387,13 +406,19 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
             part.sent = watermark, text
             offsets[part.tp] = OffsetAndMetadata(watermark, text)
         self._committing_since = min(self._committing_since, time.monotonic())
+        # `consumer.commit` refuses while a changed subscription waits for its assignment, though all is ours until then
+        self._committing = asyncio.get_running_loop().create_task(consumer._coordinator.commit_offsets(None, offsets))
         try:
             async with asyncio.timeout(20.0):
-                await consumer.commit(offsets)
-        except (errors.KafkaError, OSError, TimeoutError, asyncio.InvalidStateError) as error:
+                await self._committing
+        except (errors.KafkaError, OSError, TimeoutError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _cancelled():
+                raise
             for part in parts:
                 part.dirty = True
             self._waiters += waiters
+            if not self.parts:
+                self._release_waiters()  # lost meanwhile
             if faults.is_fatal(error):
                 self._tell_of(error)
             log.debug("a commit failed and will be tried again", group=self.group, error=repr(error))
@@ -463,7 +488,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         self._revoking = True
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(5.0):
+                async with asyncio.timeout(LAST_COMMIT):
                     await self.committed()
         finally:
             self._revoking = False
@@ -491,11 +516,7 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         fresh = [tp for tp in assigned if tp not in parts]
         stuck: dict[TopicPartition, str] = {}
         if fresh:
-            commits: dict[TopicPartition, Commit] = {
-                tp: (found.offset, found.metadata or "")
-                for tp, found in (await coordinator.fetch_committed_offsets(fresh)).items()
-                if found.offset >= 0
-            }
+            commits: dict[TopicPartition, Commit] = await self._cluster.committed(self.group, fresh)
             begins = await self._cluster.begins(fresh)
             ends = await self._cluster.ends(fresh)
             ids = await self._cluster.ids({tp.topic for tp in fresh})
@@ -677,3 +698,9 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
                 for tp, at in offsets.items():
                     if tp in self.parts:
                         self.parts[tp].reclaimed = at
+
+
+def _cancelled() -> bool:
+    """Whether somebody cancelled the task that runs: else a CancelledError is that of a task which it awaited."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

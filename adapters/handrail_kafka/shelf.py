@@ -21,7 +21,8 @@ from handrail_kafka.control import Control
 from handrail_kafka.intake import Intake, put_counts
 from handrail_kafka.names import Names
 from handrail_kafka.outbox import Outbox
-from handrail_kafka.part import Part
+from handrail_kafka.part import Commit, Part
+from handrail_kafka.positions import left_of
 from handrail_kafka.progress import Stand, Tracker
 
 #: Delayed messages are counted by reading them, up to so many.
@@ -37,11 +38,11 @@ class View:
 
     def __init__(self, tp: TopicPartition, stand: Stand, begin: int, end: int, part: Part | None) -> None:
         self.tp = tp
-        self.stand = stand
+        self.stand = stand = left_of(stand, begin)
         self.begin = begin
         self.end = end
         self.part = part
-        self.tracker = part.tracker if part is not None else Tracker(max(stand.watermark, begin), stand.beyond)
+        self.tracker = part.tracker if part is not None else Tracker(stand.watermark, stand.beyond)
 
     def counted(self, message: Message, offset: int) -> Message:
         """*message* with the counts it was given when it was put back where it lies."""
@@ -61,6 +62,18 @@ class View:
     @property
     def held_now(self) -> int:
         return len(self.part.held) if self.part is not None else self.stand.held
+
+    @property
+    def commit(self) -> Commit:
+        """What is to be committed when more of it was finished by the tracker here."""
+        return progress.encode(
+            msgspec.structs.replace(
+                self.stand,
+                watermark=self.tracker.watermark,
+                beyond=self.tracker.beyond(),
+                counts=tuple(one for one in self.stand.counts if not self.tracker.is_finished(one[0])),
+            )
+        )
 
     def waits(self, offset: int) -> bool:
         held = self.part.held if self.part is not None else self.stand.held_at
@@ -252,14 +265,8 @@ class Shelf:
             await reader.committed()
         count = len(chosen)
         if views:
-            commits = {
-                tp: progress.encode(
-                    msgspec.structs.replace(view.stand, watermark=view.tracker.watermark, beyond=view.tracker.beyond())
-                )
-                for tp, view in views.items()
-            }
             try:
-                await self._cluster.commit(group, commits)
+                await self._cluster.commit(group, {tp: view.commit for tp, view in views.items()})
             except (errors.UnknownMemberIdError, errors.IllegalGenerationError, errors.RebalanceInProgressError):
                 # a worker reads it, and Kafka lets nobody else mark its messages: ask that worker
                 asked: dict[TopicPartition, list[int]] = {}

@@ -63,7 +63,9 @@ class Foreign:
 
     def serve(self, **queues: Any) -> None:
         given = {name: {"handler": "foreign.keep", "backoff": "50ms", **queue} for name, queue in queues.items()}
-        self.project.configure({**given, "outbox": {}}, broker={"url": self.url, "partitions": 2}, prefix=self.prefix)
+        # what is finished stays in the topics, however long a test takes: others look at it there
+        broker = {"url": self.url, "partitions": 2, "reclaim": False}
+        self.project.configure({**given, "outbox": {}}, broker=broker, prefix=self.prefix)
         self.worker = self.project.worker("work")
 
     def kept(self) -> list[dict[str, Any]]:

@@ -13,7 +13,9 @@ import pytest
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.admin import DeleteGroupsRequest
+from aiokafka.protocol.commit import OffsetFetchRequest, OffsetFetchResponse_v3
 from aiokafka.structs import OffsetAndMetadata
 
 from handrail.adapter import Adapter, BrokerSettings, Delivery, QueueSpec, Settlement, Verb, load
@@ -170,6 +172,37 @@ async def test_a_position_that_was_forgotten_is_noticed_though_the_log_is_whole(
     assert site.got[-1].message.body == b"new"
 
 
+@pytest.mark.parametrize("kind", [errors.CoordinatorLoadInProgressError, errors.NotCoordinatorError])
+async def test_a_coordinator_that_loads_or_moves_is_no_lost_position(
+    site: Site, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """A server that cannot say yet where the group stands is asked again: nothing is skipped, repeated, or stopped."""
+    async with site.opened() as worker:
+        await worker.publish([Message(queue="work", id=new_id(), body=b"%d" % n) for n in range(3)], 20.0)
+        await site.taken(worker, 3)
+        assert await worker.settle([Settlement(one, Verb.ACK) for one in site.got]) == []
+        [level] = worker._core.intakes["work"].levels  # type: ignore[attr-defined]
+        [part] = level.reader.parts.values()
+        await until(lambda: part.noted)
+    await site.publish(b"new")
+    send, refused = AIOKafkaClient.send, 0
+
+    async def at_first_refused(client: Any, node: int, request: Any, **options: Any) -> Any:
+        nonlocal refused
+        if isinstance(request, OffsetFetchRequest) and refused < 8:
+            refused += 1
+            return OffsetFetchResponse_v3(0, [], kind.errno)
+        return await send(client, node, request, **options)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", at_first_refused)
+    async with site.opened() as worker:
+        await site.subscribe(worker)
+        await until(lambda: len(site.got) > 3 or "on_lost_position" in worker.health().detail)
+
+    assert [one.message.body for one in site.got[3:]] == [b"new"]
+    assert refused == 8
+
+
 async def test_a_group_that_is_new_to_an_old_topic_begins_with_what_is_left(site: Site, logs: list[Any]) -> None:
     """A topic of others, whose first records are gone, is handled from the first that is there."""
     await site.publish(*(b"%d" % n for n in range(5)))
@@ -244,6 +277,66 @@ async def test_what_the_server_deleted_unhandled_is_told(site: Site, logs: list[
 
     [told] = [one for one in logs if "no longer in the topic" in one["event"]]
     assert told["messages"] == 2
+
+
+async def test_a_purge_of_what_the_server_has_cleared_in_part_takes_no_more_than_it_should(site: Site) -> None:
+    """What was finished beyond the watermark stays where it was when the log's first records go: nothing else is skipped."""
+    await site.publish(*(b"%d" % n for n in range(6)))
+    await site.commit(*encode(Stand(1, b"\x00\x00\x00\x01")))
+    async with site.admin() as admin:
+        await admin.delete_records({site.tp: RecordsToDelete(3)})
+
+    async with site.opened("client") as client:
+        third, fifth = await client.peek("work", "ready", 10)
+        assert (third.body, fifth.body) == (b"3", b"5")
+        assert await client.purge("work", "ready", [third.id]) == 1
+    await site.publish(b"6", b"7")
+
+    async with site.opened() as worker:
+        assert await site.taken(worker, 3) == [b"5", b"6", b"7"]
+
+
+async def test_a_purge_takes_the_counts_of_what_it_purges(site: Site) -> None:
+    """Messages that were given back where they lie, with their counts, can be purged; those that stay keep theirs."""
+    await site.publish(b"0", b"1", b"2")
+    await site.commit(*encode(Stand(0, counts=((0, (1, 1, 0, 0)), (2, (3, 3, 0, 0))))))
+
+    async with site.opened("client") as client:
+        first, *_others = await client.peek("work", "ready", 10)
+        assert await client.purge("work", "ready", [first.id]) == 1
+
+    async with site.opened() as worker:
+        await site.taken(worker, 2)
+        assert [(one.message.body, one.message.attempts) for one in site.got] == [(b"1", 0), (b"2", 3)]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_what_was_given_back_is_in_nobodys_hands(
+    site: Site, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    """Others see it wait as soon as it is back, whether its worker stays and begins nothing, or leaves the queue."""
+    monkeypatch.setattr("handrail_kafka.reader.LAST_COMMIT", 20.0)
+    async with site.opened("client") as client, site.opened() as worker:
+        await client.publish([Message(queue="work", id=new_id(), body=b"0")], 20.0)
+        subscription = await worker.subscribe(QUEUE, 100, site.got.extend, lambda _lost: None)
+        await depth_is(client, ready=0, active=1)
+        subscription.pause()
+        if leaves:
+            await subscription.cancel()
+
+        assert await worker.settle([Settlement(one, Verb.RELEASE) for one in site.got]) == []
+
+        await depth_is(client, ready=1, active=0)
+        assert [one.body for one in await client.peek("work", "ready", 10)] == [b"0"]
+
+
+async def depth_is(client: Adapter, *, ready: int, active: int) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            depth = await client.depth("work")
+            if (depth.ready, depth.active) == (ready, active):
+                return
+            await asyncio.sleep(0.02)
 
 
 async def test_lag_as_others_compute_it_is_0_when_nothing_is_unfinished(site: Site) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.structs import OffsetAndMetadata
 
 from handrail.adapter import Adapter, BrokerSettings, Delivery, QueueSpec, Settlement, Verb, load
 from handrail.message import Message, new_id
+from handrail_kafka.cluster import Cluster
+from handrail_kafka.delays import Forwarder
 
 #: host:port of the shared server.
 SERVER = ""
@@ -226,3 +230,63 @@ def test_a_membership_that_ended_by_itself_is_renewed() -> None:
                     await asyncio.sleep(0.01)
 
     run(test)
+
+
+def test_what_is_finished_is_committed_when_more_topics_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that gets another topic commits what it has before it joins anew, rather than wait for what cannot come."""
+    monkeypatch.setattr("handrail_kafka.reader.LAST_COMMIT", 20.0)
+
+    async def test(prefix: str) -> None:
+        async with opened(prefix) as adapter:
+            assert await adapter.publish(messages(b"1"), 20.0) == {}
+            [one] = await taken(adapter, 1)
+            await adapter.declare([QueueSpec(name="more")])
+            reader = adapter._core.intakes["work"].levels[0].reader  # type: ignore[attr-defined]
+            part, revoked, left = one.tag.part, reader.on_partitions_revoked, []
+
+            async def watched(tps: Any) -> None:
+                await revoked(tps)
+                left.append(part.marks - part.committed)
+
+            reader.on_partitions_revoked = watched
+            part.finish(one.tag.offset)
+            reader.touched()
+            reader.subscribe([f"{prefix}work", f"{prefix}more"])
+            async with asyncio.timeout(30):
+                while not left:
+                    await asyncio.sleep(0.01)
+
+            assert left[0] == 0
+
+    run(test)
+
+
+def test_what_is_connected_is_not_connected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a server that came late fails again and again, what stands by then is kept: one connection, and one forwarder."""
+    began = Counter[str]()
+
+    def failing(owner: type, name: str, times: int) -> None:
+        by_itself = getattr(owner, name)
+
+        async def fails(*arguments: Any) -> Any:
+            began[name] += 1
+            if began[name] <= times:
+                raise errors.KafkaConnectionError("not yet")
+            return await by_itself(*arguments)
+
+        monkeypatch.setattr(owner, name, fails)
+
+    failing(Cluster, "connect", 1)
+    failing(Cluster, "refresh", 2)
+    failing(Cluster, "warn_of_losses", 2)  # the last step of a declaration
+    failing(Forwarder, "_run", 0)
+
+    async def test(prefix: str) -> None:
+        async with opened(prefix) as adapter:
+            async with asyncio.timeout(30):
+                while not adapter.health().up or began["warn_of_losses"] < 3:
+                    await asyncio.sleep(0.01)
+            assert await adapter.publish(messages(b"1"), 20.0) == {}
+
+    run(test)
+    assert (began["connect"], began["_run"]) == (2, 1)
