@@ -86,7 +86,7 @@ async def test_a_question_that_comes_while_a_worker_begins_to_listen_is_heard(
         monkeypatch.setattr(AIOKafkaConsumer, "offsets_for_times", asked_meanwhile)
         listening = site.asker._notes(time.time() - 1.0)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 async for found in listening:
                     if "one" in str(found):
                         break

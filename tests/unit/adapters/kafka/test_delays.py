@@ -89,7 +89,7 @@ class Site:
         self.part.tracker.receive([0, 1])
         self.forwarder.start()
         self.forwarder.take(self.part, [Record(0)])  # type: ignore[list-item]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not self.outbox.sent:
                 await asyncio.sleep(0)
         self.forwarder.take(self.part, [Record(1)])  # type: ignore[list-item]
@@ -105,7 +105,7 @@ async def test_what_is_on_its_way_at_the_end_is_marked_and_no_more_is_begun() ->
     await asyncio.sleep(0)
     assert not stopping.done()
     site.outbox.confirmed.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await stopping
 
     assert site.reader.finished == [True, False]
@@ -120,7 +120,7 @@ async def test_what_falls_due_at_the_end_is_left_to_the_next_worker() -> None:
     await asyncio.sleep(0)
 
     site.forwarder.take(site.part, [Record(0)])  # type: ignore[list-item]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await site.forwarder.stop()
 
     assert site.outbox.sent == []
@@ -132,7 +132,7 @@ async def test_an_end_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatc
     site = Site()
     await site.sending()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await site.forwarder.stop()
 
     assert site.reader.finished == [False, False]

@@ -28,7 +28,7 @@ async def test_a_consumer_whose_fetches_fail_just_then_leaves_nothing(kafka: str
 
     await ending.stop_consumer(consumer)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.wait(waiting)
         while asyncio.all_tasks() - before:
             await asyncio.sleep(0.01)
@@ -54,7 +54,7 @@ async def test_who_is_cancelled_while_a_consumer_ends_leaves_nothing_either(
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while asyncio.all_tasks() - before:
             await asyncio.sleep(0.01)
     assert not any(connection.connected() for connection in consumer._client._conns.values())

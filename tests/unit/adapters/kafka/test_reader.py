@@ -114,13 +114,13 @@ class Site:
             await until(lambda: self.built)
             yield
         finally:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await self.reader.stop()
             assert all(task.done() for task in self.reader._tasks)
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -181,14 +181,14 @@ async def test_a_commit_that_hangs_with_its_consumer_holds_up_no_other() -> None
 
         site.reachable.clear()
         site.reader._rebuild = "in doubt"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await waiting
         assert part.lost
 
         site.reachable.set()
         await until(lambda: site.built == 2)
         site.reader.parts[TP].finish(0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await site.reader.committed()
         assert site.reader.parts[TP].committed == 1
 
