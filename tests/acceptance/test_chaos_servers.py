@@ -89,7 +89,9 @@ def test_killing_the_server_at_random_moments_loses_nothing(
         project.until_more("end", 50, timeout=60)
 
     tolls = what_it_cost(project, load, workers, kills, f"killing the server on {broker}")
-    assert max(toll.again for toll in tolls) <= IN_HAND
+    # on classic queues the server takes acknowledgements that it writes down later, and tells nobody when
+    unwritten = broker.options.get("queue_type") == "classic"
+    assert max(toll.again - unwritten * toll.ended for toll in tolls) <= IN_HAND
     assert max(toll.age for toll in tolls) <= UNHEARD
 
 
