@@ -156,8 +156,9 @@ def test_a_worker_frozen_for_too_long_loses_nothing(project: Project, load: Load
         freeze(frozen)
         at = time.monotonic()  # what it began on the way there may run again, too
         time.sleep(TOO_LONG - chance.random() * 2)
+        over = time.monotonic()  # the first that wakes may begin something before the last does
         thaw(frozen)
-        incidents.append(Incident(at, frozenset(frozen), over=time.monotonic()))
+        incidents.append(Incident(at, frozenset(frozen), over=over))
         project.until_more("end", 50, timeout=60)
 
     tolls = what_it_cost(project, load, workers, incidents, f"freezing a worker for long on {broker}")
