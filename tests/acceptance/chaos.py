@@ -185,6 +185,11 @@ class Incident:
         """Whether *later* was begun by somebody who woke and did not know that it was done elsewhere."""
         return self.pids is not None and later.pid in self.pids and 0 <= later.begun - self.over <= UNAWARE
 
+    def interrupted(self, run: Run) -> bool:
+        """Whether *run* was under way when it happened, where it happened."""
+        ours = self.pids is None or run.pid in self.pids
+        return ours and run.begun <= self.at and not (run.ended and run.seen < self.at)
+
     def doubled(self, sending: float, confirmed: float) -> bool:
         return self.server and sending <= max(self.over, self.at) and confirmed >= self.at
 
@@ -214,7 +219,7 @@ def judge(project: Project, load: Load, incidents: list[Incident]) -> list[Toll]
     """What each of *incidents* made run again; fails for a run that none of them explains."""
     tolls = [Toll() for _ in incidents]
     for n, runs in project.runs().items():
-        for earlier, later in pairwise(runs):
+        for older, (earlier, later) in enumerate(pairwise(runs)):
             guilty = [index for index, one in enumerate(incidents) if one.explains(earlier, later)]
             sent, confirmed = load.sending.get(n, math.inf), load.confirmed.get(n, math.inf)
             stale = [index for index, one in enumerate(incidents) if one.stale(later)]
@@ -232,6 +237,13 @@ def judge(project: Project, load: Load, incidents: list[Incident]) -> list[Toll]
             # what ran when something was done is that one's, though it began soon after another
             index = next((index for index in guilty if earlier.begun <= incidents[index].at), guilty[0])
             toll, at = tolls[index], incidents[index].at
+            if earlier.begun > at:
+                # begun by one that did not know, beside one that did run it, and to which something was done in its turn
+                since = (one for one in range(len(incidents)) if earlier.begun <= incidents[one].at < later.begun)
+                cause = next((one for one in since if any(map(incidents[one].interrupted, runs[:older]))), None)
+                if cause is not None:
+                    tolls[cause].running += 1
+                    continue
             if earlier.begun > at:
                 toll.unaware += 1
             elif earlier.ended and earlier.seen < at:
