@@ -250,7 +250,8 @@ class Intake:
         for delivery in (*self.held.values(), *self._hidden, *self._arrived):
             ours.setdefault(delivery.tag.consumer.level, set()).add(delivery.tag.consumer.tag)
         return {
-            level: (await channel.count(level_queue(self.full, level)))[1] - len(tags) for level, tags in ours.items()
+            level: (await channel.count(level_queue(self.full, level))).consumers - len(tags)
+            for level, tags in ours.items()
         }
 
     async def _all_done(self, channel: Channel) -> None:
@@ -260,7 +261,7 @@ class Intake:
         """
         until = self._loop.time() + LAST_WORDS
         for level, left in self._counted.items():
-            while (await channel.count(level_queue(self.full, level)))[1] > left and self._loop.time() < until:
+            while (await channel.count(level_queue(self.full, level))).consumers > left and self._loop.time() < until:
                 await asyncio.sleep(LOOK_EVERY)
 
     # --- what comes ---------------------------------------------------------------------------------------------------
@@ -609,7 +610,7 @@ class Intake:
         for level in sorted(levels, key=lambda level: 99 if level == HEAD else int(level), reverse=True):
             name = level_queue(self.full, level)
             if gather:
-                counts += min((await channel.count(name))[0], prefetch)
+                counts += min((await channel.count(name)).ready, prefetch)
             channel.prefetch = prefetch
             channel.begin(raw.basic_qos, prefetch_count=prefetch)
             # a channel that closes gives back consumer by consumer, in the order of their tags
@@ -676,7 +677,7 @@ class Intake:
         if self.paused or self.cancelled or self.channel is None or self.credit <= len(self.held):
             return False
         for level in list(self.levels):
-            if (await channel.count(level_queue(self.full, level)))[0]:
+            if (await channel.count(level_queue(self.full, level))).ready:
                 return self.credit > len(self.held)
         return False
 

@@ -10,7 +10,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pika
 from pika import exceptions
@@ -50,6 +50,13 @@ class GoneError(Exception):
         super().__init__(reason)
         #: The server's code, when the server closed the channel.
         self.code = code
+
+
+class Count(NamedTuple):
+    """What the server says of a queue: messages that nobody has, and consumers."""
+
+    ready: int
+    consumers: int
 
 
 class Channel:
@@ -99,7 +106,7 @@ class Channel:
         except exceptions.AMQPError as error:
             raise GoneError(str(error)) from error
 
-    async def count(self, queue: str) -> tuple[int, int]:
+    async def count(self, queue: str) -> Count:
         """Messages ready in *queue*, and its consumers. Raises :class:`GoneError`, of code 404 where there is no such queue."""
         loop = asyncio.get_running_loop()
         for _ in range(3):
@@ -108,7 +115,7 @@ class Channel:
             # both are 0 too when a quorum queue's leader has not answered the server within 250 ms
             if found.message_count or found.consumer_count or loop.time() - asked < LEADER_PATIENCE:
                 break
-        return found.message_count, found.consumer_count
+        return Count(found.message_count, found.consumer_count)
 
     async def consume(self, queue: str, consumer: str, take: frames.Take) -> None:
         """Consume *queue* by the consumer tag *consumer*; each delivery goes to *take*, until :meth:`cancel` returns."""

@@ -12,7 +12,7 @@ from handrail.adapter import State
 from handrail.errors import BrokerError, SendError
 from handrail.message import DEFAULT_PRIORITY, Message
 from handrail_rabbitmq import names, wire
-from handrail_rabbitmq.link import Channel, GoneError
+from handrail_rabbitmq.link import Channel, Count, GoneError
 from handrail_rabbitmq.names import HEAD, level_queue
 from handrail_rabbitmq.publishing import Publisher
 from handrail_rabbitmq.requeueing import put_back
@@ -84,7 +84,7 @@ class Looking:
         found = await self._publisher.ask_registry(list(keys))
         return [hop for key, hop in reversed(keys.items()) if key in found]
 
-    async def count(self, name: str) -> tuple[int, int] | None:
+    async def count(self, name: str) -> Count | None:
         """Messages ready and consumers of the queue *name* on the server; None when there is no such queue."""
         async with self._topology.channel() as channel:
             try:
@@ -114,7 +114,7 @@ class Looking:
                 while await got.more(wanted) and found[-1].returned and len(found) < MOST:
                     # a quorum queue gives first what was given back to it, and what goes back now stands behind the rest of
                     # that: none of them may go back before all have come
-                    wanted = min((await channel.count(name))[0], max(len(found), 100))
+                    wanted = min((await channel.count(name)).ready, max(len(found), 100))
                 yield found
             finally:
                 if channel.reason is None:
@@ -208,15 +208,15 @@ class Looking:
         full = self._topology.full(queue)
         for level in await self.levels(queue):
             if level != DEFAULT_PRIORITY and (found := await self.count(level_queue(full, level))) is not None:
-                ready += found[0]
+                ready += found.ready
         dead_queue = self._topology.dead(queue)
-        dead = await self.count(dead_queue) if dead_queue is not None else (0, 0)
-        return ready, await self._delayed(queue), dead[0] if dead is not None else 0, consumers
+        dead = await self.count(dead_queue) if dead_queue is not None else Count(0, 0)
+        return ready, await self._delayed(queue), dead.ready if dead is not None else 0, consumers
 
     async def _delayed(self, queue: str) -> int | None:
         places = await self._places(queue, "delayed")
         for _ in range(2):  # what is just moving on is for a moment in no queue's count
-            counts = [found[0] for name in places if (found := await self.count(name)) is not None]
+            counts = [found.ready for name in places if (found := await self.count(name)) is not None]
             if sum(counts) > MOST:
                 return None  # they are of all queues, and telling whose they are means getting them all
             if sum(counts) and (mine := len(await self.messages(queue, "delayed", MOST))):
@@ -278,7 +278,7 @@ async def _put_back(channel: Channel, name: str, left: list[Found], others: int)
     """Give *left* back; they are there when this returns, unless one of the *others* that consume took them."""
     await put_back(channel, name, [one.number for one in left])
     until = time.monotonic() + (TAKEN if others else MOVED if any(one.target for one in left) else PUT_BACK)
-    while (await channel.count(name))[0] < len(left):
+    while (await channel.count(name)).ready < len(left):
         # a quorum queue has them back when its disk says so
         if time.monotonic() > until:
             return

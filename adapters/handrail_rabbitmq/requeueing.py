@@ -21,11 +21,11 @@ async def put_back(channel: Channel, queue: str, numbers: Sequence[int]) -> None
     until = time.monotonic() + PATIENCE
     for start in range(0, len(numbers), AT_ONCE):
         more = start + AT_ONCE < len(numbers)
-        before = (await channel.count(queue))[0] if more else 0
+        before = (await channel.count(queue)).ready if more else 0
         for number in numbers[start : start + AT_ONCE]:
             channel.tell(raw.basic_nack, number, multiple=False, requeue=True)
         # a queue tells of what it has done, not of what it has been told; while others take from it, it may tell nothing new
         while more and time.monotonic() < until:
             await asyncio.sleep(LOOK_EVERY)
-            if (await channel.count(queue))[0] != before:
+            if (await channel.count(queue)).ready != before:
                 break

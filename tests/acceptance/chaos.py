@@ -177,9 +177,11 @@ class Incident:
     #: Whether it was the server, so that what was being sent may stand there twice.
     server: bool = False
 
+    def _met(self, run: Run) -> bool:
+        return self.pids is None or run.pid in self.pids
+
     def explains(self, earlier: Run, later: Run) -> bool:
-        ours = self.pids is None or earlier.pid in self.pids
-        return ours and earlier.begun <= max(self.over, self.at) + UNAWARE and later.begun > self.at
+        return self._met(earlier) and earlier.begun <= max(self.over, self.at) + UNAWARE and later.begun > self.at
 
     def stale(self, later: Run) -> bool:
         """Whether *later* was begun by somebody who woke and did not know that it was done elsewhere."""
@@ -187,8 +189,7 @@ class Incident:
 
     def interrupted(self, run: Run) -> bool:
         """Whether *run* was under way when it happened, where it happened."""
-        ours = self.pids is None or run.pid in self.pids
-        return ours and run.begun <= self.at and not (run.ended and run.seen < self.at)
+        return self._met(run) and run.begun <= self.at and not (run.ended and run.seen < self.at)
 
     def doubled(self, sending: float, confirmed: float) -> bool:
         return self.server and sending <= max(self.over, self.at) and confirmed >= self.at

@@ -564,13 +564,18 @@ async def test_a_broker_that_stalls_does_not_keep_a_worker_from_stopping(site, m
     assert [host.pid for host in worker.dispatcher.fleet] == []
 
 
+def _hang_on_leaving(site: Any) -> None:
+    """Give the project a lifespan that is entered at once and never left."""
+    (site.root / "handlers" / "_lifespan.py").write_text(
+        "import asyncio\nasync def lifespan():\n    yield {}\n    await asyncio.sleep(3600)\n"
+    )
+
+
 async def test_a_hurry_ends_hosts_that_do_not_end_by_themselves(site, monkeypatch) -> None:
     """A second signal does not wait for a lifespan that hangs."""
     monkeypatch.setattr(hosts, "LEAVE_TIMEOUT", 600.0)
     site.handler("async def handler(message): pass")
-    (site.root / "handlers" / "_lifespan.py").write_text(
-        "import asyncio\nasync def lifespan():\n    yield {}\n    await asyncio.sleep(3600)\n"
-    )
+    _hang_on_leaving(site)
     async with site.worker(site.queues()) as worker:
         stopping = asyncio.ensure_future(worker.stop(0.0))
         await site.until(lambda: worker.dispatcher.fleet.stopping, "the hosts being told")
@@ -583,9 +588,7 @@ async def test_a_hurry_during_the_drain_ends_them_too(site, monkeypatch) -> None
     """A second signal while a handler drains waits neither for it nor for a lifespan that would hang after it."""
     monkeypatch.setattr(hosts, "LEAVE_TIMEOUT", 600.0)
     site.handler("async def handler(message): note(message); await agate('never')")
-    (site.root / "handlers" / "_lifespan.py").write_text(
-        "import asyncio\nasync def lifespan():\n    yield {}\n    await asyncio.sleep(3600)\n"
-    )
+    _hang_on_leaving(site)
     async with site.worker(site.queues()) as worker:
         await site.send(1)
         await site.until(site.notes, "the message to run")

@@ -97,6 +97,15 @@ class Site:
         await until(lambda: len(self.got) >= count)
         return [one.message.body for one in self.got]
 
+    async def handled_and_noted(self, worker: Adapter) -> None:
+        """Send three, handle them, and wait until it is written down that the group has handled something."""
+        await worker.publish([Message(queue="work", id=new_id(), body=b"%d" % n) for n in range(3)], 20.0)
+        await self.taken(worker, 3)
+        assert await worker.settle([Settlement(one, Verb.ACK) for one in self.got]) == []
+        [level] = worker._core.intakes["work"].levels  # type: ignore[attr-defined]
+        [part] = level.reader.parts.values()
+        await until(lambda: part.noted)
+
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(30):
@@ -150,12 +159,7 @@ async def test_a_lost_position_stops_the_queue_until_a_person_decides(site: Site
 async def test_a_position_that_was_forgotten_is_noticed_though_the_log_is_whole(site: Site) -> None:
     """A group whose offsets expired replays nothing of what it handled: the queue stops, until a person decides."""
     async with site.opened() as worker:
-        await worker.publish([Message(queue="work", id=new_id(), body=b"%d" % n) for n in range(3)], 20.0)
-        await site.taken(worker, 3)
-        assert await worker.settle([Settlement(one, Verb.ACK) for one in site.got]) == []
-        [level] = worker._core.intakes["work"].levels  # type: ignore[attr-defined]
-        [part] = level.reader.parts.values()
-        await until(lambda: part.noted)
+        await site.handled_and_noted(worker)
     async with site.admin() as admin:
         await site.forget(admin)
 
@@ -178,12 +182,7 @@ async def test_a_coordinator_that_loads_or_moves_is_no_lost_position(
 ) -> None:
     """A server that cannot say yet where the group stands is asked again: nothing is skipped, repeated, or stopped."""
     async with site.opened() as worker:
-        await worker.publish([Message(queue="work", id=new_id(), body=b"%d" % n) for n in range(3)], 20.0)
-        await site.taken(worker, 3)
-        assert await worker.settle([Settlement(one, Verb.ACK) for one in site.got]) == []
-        [level] = worker._core.intakes["work"].levels  # type: ignore[attr-defined]
-        [part] = level.reader.parts.values()
-        await until(lambda: part.noted)
+        await site.handled_and_noted(worker)
     await site.publish(b"new")
     send, refused = AIOKafkaClient.send, 0
 
