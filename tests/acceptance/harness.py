@@ -91,22 +91,27 @@ def held_thread(message, callback):
     callback()
 """
 
-# Sends through the public API in a process of its own: a line on stdout when it sends a message and one when its fate is known.
+# Sends through the public API in a process of its own. It notes when it sends a message and when its fate is known, each
+# note in one write: print would write it in pieces where Python does not buffer, between which handrail's lines may come.
 _SENDER = """
-import json, sys, threading, time
+import json, os, sys, time
 from handrail import context
 
 queue, pace, first, last, extra = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-lock = threading.Lock()
+notes = os.open(sys.argv[6], os.O_WRONLY | os.O_APPEND)
 
 
-def note(what, n, more=""):
-    with lock:
-        print(what, n, time.monotonic_ns(), more, flush=True)
+def note(what, n):
+    os.write(notes, f"{what} {n} {time.monotonic_ns()}\\n".encode())
 
 
 def on_sent(n):
-    return lambda error: note("failed", n, error) if error else note("confirmed", n)
+    def fate(error):
+        note("failed" if error else "confirmed", n)
+        if error:
+            print("failed", n, error, file=sys.stderr)
+
+    return fate
 
 
 receipts = []
@@ -488,7 +493,9 @@ class Sender:
 
     def __init__(self, project: Project, queue: str, numbers: range, pace: float, message: Mapping[str, Any]) -> None:
         self.log = project.logs / f"sender-{queue}-{numbers.start}"
-        arguments = [queue, str(pace), str(numbers.start), str(numbers.stop), json.dumps(message)]
+        self._notes = self.log.with_suffix(".notes")
+        self._notes.touch()
+        arguments = [queue, str(pace), str(numbers.start), str(numbers.stop), json.dumps(message), str(self._notes)]
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _SENDER, *arguments],
@@ -502,8 +509,8 @@ class Sender:
     def notes(self, what: str) -> dict[int, float]:
         """The messages it noted *what* of so far (``sending``, ``confirmed``, ``failed``), and when, in monotonic seconds."""
         # the last line may be half written
-        lines = [line.split(" ", 3) for line in self.log.read_text().rpartition("\n")[0].splitlines()]
-        return {int(line[1]): int(line[2]) / 1e9 for line in lines if line[0] == what}
+        lines = [line.split() for line in self._notes.read_text().rpartition("\n")[0].splitlines()]
+        return {int(n): int(at) / 1e9 for event, n, at in lines if event == what}
 
     def confirmed(self) -> set[int]:
         """The messages of which the broker has said that it has them, so far."""
