@@ -60,7 +60,8 @@ async def _in_broker(settings: Settings, queue: str, job_id: str) -> tuple[str, 
     async with brokers(settings) as opened:
         adapter = await opened.of(bound)
         states: tuple[State, ...] = get_args(State)
-        for state in states:
+        # twice: what goes back from active to delayed between two looks is in neither
+        for state in (*states, *states):
             found = await opened.answer(adapter, adapter.find(queue, state, job_id))
             if found is not None:
                 return state, found
@@ -70,7 +71,11 @@ async def _in_broker(settings: Settings, queue: str, job_id: str) -> tuple[str, 
 async def _known(settings: Settings, queue: str, job_id: str) -> tuple[Record | None, tuple[str, Message] | None]:
     async with _ledger(settings) as ledger:
         remembered = await ledger.get(queue, job_id) if ledger is not None else None
-    return remembered, await _in_broker(settings, queue, job_id)
+        waiting = await _in_broker(settings, queue, job_id)
+        if ledger is not None and waiting is None:
+            # it may have ended between the two
+            remembered = await ledger.get(queue, job_id)
+    return remembered, waiting
 
 
 def job(queue: Queue, job_id: JobId, config: Config = None, as_json: Json = False) -> None:

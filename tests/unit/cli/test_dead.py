@@ -8,6 +8,9 @@ import shutil
 import pytest
 from cli_support import Project, wait_for
 
+from handrail.cli import jobs
+from handrail_sqlite import SQLiteAdapter
+
 
 @pytest.fixture(scope="module")
 def with_three(tmp_path_factory):
@@ -136,3 +139,23 @@ def test_a_cancelled_job_does_not_run(project) -> None:
     assert "got 1" not in project.out()
     assert "has ended already" in project.refused("cancel", "task", "stop-me", code=1)
     assert json.loads(project.ok("queues", "--json"))[0]["ready"] == 0
+
+
+def test_a_job_that_goes_back_to_wait_between_two_looks_is_found(project, monkeypatch, capsys) -> None:
+    """A retry may be active when the delayed ones are looked through, and delayed when the active ones are."""
+    project.lay()
+    project.ok("send", "task", "1", "--id", "moves", "--delay", "1h")
+    find, looks = SQLiteAdapter.find, []
+
+    async def look(self, queue, state, message_id):
+        looks.append(state)
+        return None if looks.count(state) == 1 else await find(self, queue, state, message_id)
+
+    monkeypatch.chdir(project.root)
+    monkeypatch.setattr(SQLiteAdapter, "find", look)
+
+    jobs.job("task", "moves", None, as_json=True)
+    assert json.loads(capsys.readouterr().out)["state"] == "delayed"
+    looks.clear()
+    jobs.cancel("task", "moves", None)
+    assert "cancelling moves" in capsys.readouterr().out
