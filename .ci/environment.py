@@ -1,4 +1,4 @@
-"""Makes .venv and installs what is asked for, once for each pyproject.toml. It needs only the standard library."""  # noqa: INP001
+"""Makes .venv and installs what is asked for, once a pyproject.toml and constraints.txt; needs only the standard library."""  # noqa: INP001
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PROJECT = ROOT / "pyproject.toml"
+CONSTRAINTS = Path(__file__).with_name("constraints.txt")
 PYTHON = VENV / "bin" / "python"
 VERSION = "{}.{}".format(*sys.version_info)
 
@@ -32,7 +33,7 @@ def main(stage: str) -> int:
 def bring_to(stage: str, project: bytes) -> int:
     # the place is part of it: a folder that was moved or copied has scripts that point to the old one; so is the
     # version, which differs from that of .venv when another was chosen by PYTHON=
-    wanted = hashlib.sha256(project + f"{ROOT} {VERSION}".encode()).hexdigest()
+    wanted = hashlib.sha256(project + CONSTRAINTS.read_bytes() + f"{ROOT} {VERSION}".encode()).hexdigest()
     stages = ["run"] if stage == "run" else ["run", "dev"]
     missing = [name for name in stages if read(VENV / f"handrail-{name}.stamp") != wanted]
     if not missing:
@@ -73,12 +74,19 @@ def base_python() -> str:
 
 
 def pip_install(what: list[str]) -> bool:
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *what]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
+    quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
+    command = [PYTHON, "-m", "pip", "install", *quiet, "--constraint", CONSTRAINTS, *what]
+    for again in (False, True):
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if not done.returncode:
+            return True
         sys.stderr.write(done.stdout)
-        say("pip could not install it; is a package index reachable? The lines above say more")
-    return done.returncode == 0
+        if not again:
+            # pip asks again where no connection comes about, but not where one breaks
+            say("pip could not install it; trying once more in 3 s …")
+            time.sleep(3)
+    say("pip could not install it; is a package index reachable? The lines above say more")
+    return False
 
 
 def read(path: Path) -> str:

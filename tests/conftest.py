@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,9 +53,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         names = set(getattr(item, "fixturenames", ()))
         names |= {fixture for value in _parameters(item) if (fixture := getattr(value, "fixture", ""))}
-        if item.get_closest_marker("timeout") is None and any(name.startswith(("own_", "tls_")) for name in names):
-            # the first of them waits for its server's start, and the last for its end
-            item.add_marker(pytest.mark.timeout(300))
+        if item.get_closest_marker("timeout") is None:
+            if names & {"kcat", "iptables", "amqplib"}:
+                # the first of them installs it, and others wait for that
+                item.add_marker(pytest.mark.timeout(600))
+            elif any(name.startswith(("own_", "tls_")) for name in names):
+                # the first of them waits for its server's start, and the last for its end
+                item.add_marker(pytest.mark.timeout(300))
         for name in ("own_rabbitmq", "tls_rabbitmq", "own_kafka", "own_rabbitmq_cluster", "own_kafka_cluster"):
             if name in names:
                 item.add_marker(pytest.mark.xdist_group(name))
@@ -104,6 +109,9 @@ def _lent(server: S) -> Iterator[S]:
     try:
         yield server
     finally:
+        # its data goes with it; in order it would take the time of whatever test is this process's last
+        if isinstance(server, Server):
+            server.send(signal.SIGKILL)
         server.down()
 
 

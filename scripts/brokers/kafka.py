@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -94,25 +95,26 @@ class Kafka(Server):
 
     def obtain(self) -> None:
         with locked(CACHE / "kafka.lock"):
-            self._need("java", JRE)
+            install(JRE, lambda: shutil.which("java"))
             if (version := java_version()) < JAVA:
                 raise UnavailableError(
                     f"java is version {version}, and Kafka 4 needs {JAVA} or newer (Debian, Ubuntu: apt-get install {JRE})"
                 )
             if (JARS / "complete").exists():
                 return
-            self._need("mvn", "maven")
-            shutil.rmtree(JARS, ignore_errors=True)
-            done = run(["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={JARS}"])
-            if done.returncode:
-                lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["mvn failed"]
-                raise UnavailableError(f"Maven could not fetch the server: {lines[0]}")
-            (JARS / "complete").touch()
-
-    @staticmethod
-    def _need(program: str, package: str) -> None:
-        if shutil.which(program) is None:
-            install(package)
+            install("maven", lambda: shutil.which("mvn"))
+            for chances in (2, 1, 0):
+                shutil.rmtree(JARS, ignore_errors=True)
+                # -U: Maven would remember what it could not fetch
+                command = ["mvn", "-U", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies"]
+                done = run([*command, f"-DoutputDirectory={JARS}"])
+                if done.returncode == 0:
+                    (JARS / "complete").touch()
+                    return
+                if chances:
+                    time.sleep(5)
+            lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["mvn failed"]
+            raise UnavailableError(f"Maven could not fetch the server: {lines[0]}")
 
     def java(self, *arguments: str, heap: str = "128m") -> list[str]:
         """The command that runs a class of the server's jars with *arguments*."""

@@ -46,8 +46,7 @@ class RabbitMQ(Server):
         self.config = config
 
     def obtain(self) -> None:
-        if program("rabbitmq-server") is None:
-            install("rabbitmq-server")
+        install("rabbitmq-server", lambda: program("rabbitmq-server"))
         if program("rabbitmq-server") is None:
             raise UnavailableError(f"rabbitmq-server is in none of {', '.join(BINARIES)}")
 

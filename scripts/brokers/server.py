@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -293,20 +293,29 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     )
 
 
-def install(*packages: str) -> None:
-    """Install packages of Debian or Ubuntu. Raises :class:`UnavailableError` where that cannot be done."""
-    words = " ".join(packages)
+def install(package: str, there: Callable[[], object]) -> None:
+    """Install a package of Debian or Ubuntu unless it is *there*. Raises :class:`UnavailableError` where that cannot be done."""
+    if there():
+        return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise UnavailableError(f"{words} not installed (Debian, Ubuntu: apt-get install {words})")
+        raise UnavailableError(f"{package} not installed (Debian, Ubuntu: apt-get install {package})")
     # RUNLEVEL=1: a package that brings a service does not start it; ours is another
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    waits = ["-o", "DPkg::Lock::Timeout=300", "-qq"]
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-        done = run(["apt-get", *waits, *command], environment)
-        # without a fresh list the packages may be had all the same
-        if done.returncode and command[0] == "install":
-            last = done.stdout.strip().splitlines() or ["apt-get failed"]
-            raise UnavailableError(f"apt-get could not install {words}: {last[-1]}")
+    apt = ["apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3", "-qq"]
+    # one at a time: apt waits for who installs, but not for who fetches the lists, and without lists it finds nothing
+    with locked(CACHE / "apt.lock"):
+        for chances in (2, 1, 0):
+            if there():
+                return
+            # without a fresh list the package may be had all the same
+            run([*apt, "update"], environment)
+            done = run([*apt, "install", "-y", "--no-install-recommends", package], environment)
+            if done.returncode == 0:
+                return
+            if chances:
+                time.sleep(5)
+    last = done.stdout.strip().splitlines() or ["apt-get failed"]
+    raise UnavailableError(f"apt-get could not install {package}: {last[-1]}")
 
 
 def main(server: Server, arguments: Sequence[str], usage: str | None) -> int:

@@ -124,11 +124,10 @@ def foreign(project: Project, kafka: str) -> Foreign:
 @pytest.fixture(scope="session")
 def kcat() -> None:
     """kcat, installed where that may be done."""
-    if shutil.which("kcat") is None:
-        try:
-            install("kcat")
-        except UnavailableError as reason:
-            unavailable("kcat", reason)
+    try:
+        install("kcat", lambda: shutil.which("kcat"))
+    except UnavailableError as reason:
+        unavailable("kcat", reason)
 
 
 def test_kafkas_own_console_clients_write_and_read(foreign: Foreign) -> None:

@@ -62,13 +62,13 @@ def amqplib() -> Path:
         if not (folder / "complete").exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
+            # npm asks again by itself
             done = subprocess.run(
                 ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", f"amqplib@{AMQPLIB}"],
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=100,
                 check=False,
             )
             if done.returncode:

@@ -34,11 +34,10 @@ def iptables() -> str:
     if os.geteuid() != 0:
         pytest.skip("only root can make packets vanish")
     path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
-    if shutil.which("iptables", path=path) is None:
-        try:
-            install("iptables")
-        except UnavailableError as reason:
-            pytest.skip(str(reason))
+    try:
+        install("iptables", lambda: shutil.which("iptables", path=path))
+    except UnavailableError as reason:
+        pytest.skip(str(reason))
     found = shutil.which("iptables", path=path)
     assert found is not None
     return found
