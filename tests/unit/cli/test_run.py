@@ -267,8 +267,11 @@ class TestKeys:
     def test_q_quits_and_the_terminal_is_as_it_was(self, project) -> None:
         """Echo and line editing are back after q."""
         project.lay()
+        master, slave = os.openpty()
+        before = termios.tcgetattr(master)
+        os.close(master)
+        os.close(slave)
         terminal = project.terminal("run")
-        before = termios.tcgetattr(terminal.fd)
         terminal.until("q quit")
         assert not termios.tcgetattr(terminal.fd)[3] & termios.ICANON
 

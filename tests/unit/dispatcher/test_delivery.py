@@ -117,13 +117,13 @@ async def test_a_timeout_counts_from_when_the_handler_was_entered(site) -> None:
             if message == "blocks":
                 gate("go")  # blocks the loop, so that the other waits in its host
     """)
-    settings = site.queues({"work": {"handler": "work", "timeout": "4s", "attempts": 1, "concurrency": 2}})
+    settings = site.queues({"work": {"handler": "work", "timeout": "8s", "attempts": 1, "concurrency": 2}})
     async with site.worker(settings) as worker:
         await site.send("blocks", options=Options(timeout=120.0))
         await site.until(site.notes, "the first to run")
         await site.send("waits")
         await site.until(lambda: worker.dispatcher.running == 2, "the second handed over")
-        await asyncio.sleep(4.5)  # more than all of its timeout
+        await asyncio.sleep(8.5)  # more than all of its timeout
         site.open("go")
         await site.until(lambda: len(site.seen) == 2, "two outcomes")
 
@@ -139,7 +139,7 @@ async def test_a_suspect_that_times_out_leaves_nothing_that_the_next_is_blamed_f
     """)
     settings = site.queues({"work": {"handler": "work", "timeout": "60s", "attempts": 1}})
     async with site.worker(settings):
-        await site.send("hangs", crashes=1, options=Options(timeout=3.0))
+        await site.send("hangs", crashes=1, options=Options(timeout=8.0))
         await site.send("next", crashes=1)
         await site.until(lambda: len(site.seen) == 2, "two outcomes")
 

@@ -173,7 +173,8 @@ def test_a_handler_that_blocks_the_loop_answers_no_ping_until_it_is_done(project
 def test_users_exit_functions_run_and_stuck_threads_keep_nothing_alive(project, child):
     """STOP ends the process cleanly although an abandoned handler never returns."""
     project.handler("""
-        import atexit, time
+        import atexit, sys, time
+        sys.modules["__main__"].EXIT = 600.0
         atexit.register(lambda: open("exited", "w"))
         def handler(message): time.sleep(3600)
         """)
