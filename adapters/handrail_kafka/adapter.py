@@ -64,8 +64,8 @@ log = get_logger("handrail.kafka")
 
 #: Seconds between two looks for priority topics that others have made.
 LOOK_EVERY = 2.0
-#: Seconds that opening waits for a server to answer before it goes on in the background.
-OPEN_PATIENCE = 5.0
+#: Seconds that opening takes at most before it goes on in the background; a server that does not answer is waited for less.
+OPEN_PATIENCE = 15.0
 #: Seconds for one attempt to store what a settlement moves.
 MOVE_PATIENCE = 20.0
 

@@ -34,6 +34,8 @@ log = get_logger("handrail.kafka")
 
 #: Seconds for one question to the cluster, retries included.
 PATIENCE = 20.0
+#: Seconds in which the servers of the URL answer a first question, one after another; each has a second and a half at least.
+GREETING = 5.0
 #: The largest batch that topics made here take: a body of a megabyte, headers of a failure report and framing fit.
 TOPIC_BATCH = 2 << 20
 #: The same for dead letters and delays: what a stranger got into a topic that takes more must be able to leave it. Servers
@@ -123,7 +125,7 @@ class Cluster:
     async def _greet(self, server: str, arguments: Mapping[str, Any]) -> None:
         """Connect to *server* and ask it something. Raises what says best what is wrong."""
         host, _, port = server.rpartition(":")
-        patience = max(1500, 5000 // len(self.options.servers))
+        patience = round(max(1.5, GREETING / len(self.options.servers)) * 1000)
         connection = None
         try:
             connection = await create_conn(host.strip("[]"), int(port), request_timeout_ms=patience, **arguments)

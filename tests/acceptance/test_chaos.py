@@ -5,6 +5,7 @@ The few rounds here keep every change honest; ``make chaos`` runs many. A failur
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -61,7 +62,9 @@ def kill_one(worker: Running, chance: random.Random) -> Incident:
     pids = worker.tree()
     victim = chance.choice(pids)
     at = time.monotonic()
-    os.kill(victim, signal.SIGKILL)
+    # who watched over a process that the last round killed may end by itself in this moment
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(victim, signal.SIGKILL)
     return Incident(at, frozenset(pids if victim == worker.pid else [victim]))
 
 

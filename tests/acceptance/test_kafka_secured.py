@@ -20,8 +20,8 @@ from handrail.adapter import BrokerSettings, Delivery, QueueSpec, Settlement, Ve
 from handrail.errors import BrokerError
 from handrail.message import Message, new_id
 
-#: One server for all of these, wherever several processes share the tests.
-pytestmark = pytest.mark.xdist_group("secured_kafka")
+#: One server for all of these, wherever several processes share the tests; the first waits for its start.
+pytestmark = [pytest.mark.xdist_group("secured_kafka"), pytest.mark.timeout(300)]
 
 PASSWORD = "on-loopback-only"
 Given = Callable[[SecuredKafka], dict[str, Any]]
@@ -176,6 +176,7 @@ async def test_what_waiting_does_not_mend_is_said_in_one_line(
 ) -> None:
     """Opening the broker fails at once and says why; no secret is in it."""
     monkeypatch.setattr("handrail_kafka.adapter.OPEN_PATIENCE", 60.0)
+    monkeypatch.setattr("handrail_kafka.cluster.GREETING", 50.0)
     with pytest.raises(BrokerError, match=words) as refused:
         await adapter_of(way(secured)).open("worker")
 
@@ -342,7 +343,8 @@ def test_topics_that_may_not_be_created_are_named(secured: SecuredKafka, project
 def test_a_token_that_ends_while_messages_flow_is_replaced(secured: SecuredKafka, project: Project) -> None:
     """The server ends connections with their tokens; with new ones all goes on: nothing is lost, and nothing repeated."""
     command = f"echo m >> {project.logs}/minted; {minted('all-rights', 10.0)}"
-    configured(project, {"url": secured.at("sasl"), "token_command": command}, prefix=f"o{uuid.uuid4().hex[:8]}-")
+    broker = {"url": secured.at("sasl"), "token_command": command, "session_timeout": "30s"}
+    configured(project, broker, prefix=f"o{uuid.uuid4().hex[:8]}-")
     worker = project.worker("work")
 
     # longer than one of them lives

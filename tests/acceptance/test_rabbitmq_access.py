@@ -22,7 +22,9 @@ ODD = "u%s@r/:#? ö"
 
 def account(server: RabbitMQ) -> str:
     """A virtual host and a user, both of the name :data:`ODD`, with the password :data:`SECRET`."""
-    if ODD not in server.ctl("-q", "list_users").stdout:
+    listed = server.ctl("-q", "list_users")
+    assert listed.returncode == 0, listed.stdout + listed.stderr
+    if ODD not in listed.stdout:
         for words in (("add_vhost", ODD), ("add_user", ODD, SECRET), ("set_permissions", "-p", ODD, ODD, *[".*"] * 3)):
             done = server.ctl(*words)
             assert done.returncode == 0, done.stdout + done.stderr

@@ -262,6 +262,7 @@ def test_what_handrail_does_not_know_survives_all_its_ways(project: Project, nod
     assert {call["id"] for call in calls(project)} == {"strange-1"}
     assert dead["headers"]["handrail-reason"] == "ValueError: not yet"
 
+    wait_for(lambda: project.depths("failing")["dead"] == 1, "it is back from the look")
     assert project.platform("dead", "replay", "failing", "strange-1").returncode == 0
     assert node.look("failing.dead", 5) == []
     [again] = node.look("failing", 5)
