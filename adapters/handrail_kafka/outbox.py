@@ -78,7 +78,7 @@ class Outbox:
             async with asyncio.timeout(timeout):
                 await self._ensure(topics, dead=dead is not None)
         except TimeoutError:
-            failure: SendError = SendTimeoutError(f"not confirmed within {timeout:.3g}s: {self._why(trouble)}")
+            failure: SendError = SendTimeoutError.after(timeout, self._why(trouble))
             for _topic, entry in placed:
                 call.settle(entry.index, failure)
             return call.errors
@@ -93,7 +93,7 @@ class Outbox:
             await asyncio.wait([call.done], timeout=max(0.0, until - time.monotonic()))
         if not call.done.done():
             call.abandoned = True
-            failure = SendTimeoutError(f"not confirmed within {timeout:.3g}s: {self._why(trouble)}")
+            failure = SendTimeoutError.after(timeout, self._why(trouble))
             told = dict(call.errors)
             for _topic, entry in placed:
                 if entry.index not in call.known:

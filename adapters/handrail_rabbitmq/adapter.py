@@ -111,6 +111,7 @@ class RabbitMQAdapter:
         self._open = False
         self._role: Role = "client"
         self._links: list[Link] = []
+        self._spare: asyncio.Task[Link] | None = None
         self._specs: dict[str, QueueSpec] = {}
         self._intakes: list[Intake] = []
         # those whose channel the server closed, until they have another
@@ -138,7 +139,8 @@ class RabbitMQAdapter:
         self._link = self._publish_link if role == "client" else Link("consume", self._place, notice)
         if self._link is not self._publish_link:
             self._links.append(self._link)
-        self._topology = Topology(self._place, self._settings.prefix, self._link)
+        self._spare = None
+        self._topology = Topology(self._place, self._settings.prefix, self._read)
         self._publisher = Publisher(self._publish_link, self._topology)
         self._topology.made_level = self._made_level
         self._looking = Looking(self._topology, self._publisher)
@@ -169,12 +171,31 @@ class RabbitMQAdapter:
         self._open = False
         await asyncio.gather(*(intake.end() for intake in self._intakes))
         self._intakes.clear()
-        for task in self._tasks:
+        tasks: list[asyncio.Task[Any]] = [*self._tasks, *([self._spare] if self._spare is not None else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._publisher.close()
         await asyncio.gather(*(link.end() for link in self._links))
         self._deaths.end()
+
+    async def _read(self) -> Link:
+        """A connection on which the server reads what it is asked: under an alarm it does not where anything was published."""
+        if not self._link.blocked:
+            return self._link
+        if self._spare is None or (self._spare.done() and self._spare.exception() is not None):
+            self._spare = asyncio.ensure_future(self._connect_spare())
+        return await asyncio.shield(self._spare)
+
+    async def _connect_spare(self) -> Link:
+        link = Link("look", self._place, Notice(self.place))
+        self._links.append(link)
+        try:
+            await link.start()
+        except BrokerError:
+            self._links.remove(link)
+            raise
+        return link
 
     def _check(self) -> None:
         if not self._open:
@@ -540,7 +561,7 @@ class RabbitMQAdapter:
             return self._control
         if not await self._topology.make_registry():
             return None
-        channel = await self._link.channel()
+        channel = await (await self._read()).channel()
         raw = channel.raw
         declared = await channel.ask(raw.queue_declare, "", exclusive=True, auto_delete=True)
         self._control_queue = declared.queue
@@ -621,6 +642,14 @@ class RabbitMQAdapter:
         return total
 
     # --- looking and tidying ------------------------------------------------------------------------------------------
+
+    async def catch_up(self) -> None:
+        self._check()
+        try:
+            # what the server wrote to this connection before comes first, and its end too
+            (await self._link.channel()).close()
+        except GoneError as error:
+            log.debug("the connection is lost, and with it what was in hand", reason=str(error))
 
     async def depth(self, queue: str) -> Depth:
         self._check()

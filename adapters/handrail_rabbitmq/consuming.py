@@ -108,8 +108,10 @@ class Intake:
         # the first of the looks, without a break, that saw messages wait in vain; and how long that was at the last one
         self._waiting_since = 0.0
         self._in_vain = 0.0
+        #: How many are still awaited of the consumers that start, which levels these have, and how many came of those.
         self._gathering = 0
-        self._count = 0
+        self._starting: set[Level] = set()
+        self._gathered = 0
         self._gather_timer: asyncio.TimerHandle | None = None
         self._stale: asyncio.TimerHandle | None = None
         self._give_back = False
@@ -284,11 +286,11 @@ class Intake:
         consumer.unsettled += 1
         if consumer.unsettled >= consumer.prefetch:
             consumer.full = True
-        self._count += 1
         self.unsettled.numbers.append(number)
         counts = (message.attempts, message.starts, message.due)
         delivery = Delivery(message, Tag(self, consumer, number, counts), redelivered)
-        if self._gathering:
+        if self._gathering and consumer.level in self._starting:
+            self._gathered += 1
             self._gathering -= 1
             if not self._gathering:
                 self._end_gathering()
@@ -606,7 +608,7 @@ class Intake:
         prefetch = min(self._target(), 65535)
         if gather:
             self._gathering = 1 << 30  # nothing is delivered until all levels had their say
-        before = self._count
+            self._starting, self._gathered = set(levels), 0
         for level in sorted(levels, key=lambda level: 99 if level == HEAD else int(level), reverse=True):
             name = level_queue(self.full, level)
             if gather:
@@ -618,7 +620,7 @@ class Intake:
             self._consumers[level] = one
             await channel.consume(name, one.tag, self._taker(channel, one))
         if gather:
-            self._gathering = max(0, counts - (self._count - before))
+            self._gathering = max(0, counts - self._gathered)
             if self._gathering:
                 self._gather_timer = self._loop.call_later(GATHER, self._end_gathering)
             else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from handrail.adapter import State
 from handrail.errors import BrokerError, SendError
+from handrail.logger import get_logger
 from handrail.message import DEFAULT_PRIORITY, Message
 from handrail_rabbitmq import names, wire
 from handrail_rabbitmq.link import Channel, Count, GoneError
@@ -18,6 +19,8 @@ from handrail_rabbitmq.publishing import Publisher
 from handrail_rabbitmq.requeueing import put_back
 from handrail_rabbitmq.topology import DELAY_AGAIN, LEVEL_AGAIN, Topology
 from handrail_rabbitmq.unsettled import Unsettled
+
+log = get_logger("handrail.rabbitmq")
 
 #: The most messages that are looked at for one answer.
 MOST = 10_000
@@ -57,32 +60,29 @@ class Looking:
     async def levels(self, queue: str) -> list[int | str]:
         """The levels of *queue* that exist, the queue itself among them, best first."""
         full = self._topology.full(queue)
-        if self._topology.never:
-            # what others made is in no registry
-            there = [
-                level
-                for level in names.levels()
-                if await self._topology.there(level_queue(full, level), again=LEVEL_AGAIN)
-            ]
-            return sorted([*there, DEFAULT_PRIORITY], key=lambda level: -99 if level == HEAD else -int(level))
-        keys = {f"{full}>{level}": level for level in names.levels()}
-        found = await self._publisher.ask_registry(list(keys))
-        mine = [level for key, level in keys.items() if key in found]
-        return sorted([*mine, DEFAULT_PRIORITY], key=lambda level: -99 if level == HEAD else -int(level))
+        made = await self._made({f"{full}>{level}": level_queue(full, level) for level in names.levels()})
+        there = [level for level in names.levels() if level_queue(full, level) in made]
+        return sorted([*there, DEFAULT_PRIORITY], key=lambda level: -99 if level == HEAD else -int(level))
 
     async def hops(self) -> list[names.Hop]:
         """The delay queues that exist, the longest first: whoever looks in this order meets what moves on meanwhile again."""
-        if self._topology.never:
-            if not await self._topology.there(self._topology.names.entry, exchange=True, again=DELAY_AGAIN):
-                return []
-            return [
-                hop
-                for hop in reversed([*names.hops()])
-                if await self._topology.there(self._topology.names.delay_queue(hop), again=LEVEL_AGAIN)
-            ]
-        keys = {f"delay>{hop}": hop for hop in names.hops()}
-        found = await self._publisher.ask_registry(list(keys))
-        return [hop for key, hop in reversed(keys.items()) if key in found]
+        entry, delay_queue = self._topology.names.entry, self._topology.names.delay_queue
+        if self._topology.never and not await self._topology.there(entry, exchange=True, again=DELAY_AGAIN):
+            return []
+        made = await self._made({f"delay>{hop}": delay_queue(hop) for hop in names.hops()})
+        return [hop for hop in reversed([*names.hops()]) if delay_queue(hop) in made]
+
+    async def _made(self, queues: Mapping[str, str]) -> set[str]:
+        """Those of *queues*, by their keys in the registry, that exist."""
+        if not self._topology.never:  # what operators made is in no registry
+            try:
+                found = await self._publisher.ask_registry(list(queues))
+            except GoneError as error:
+                # it is asked by publishing, which a server under an alarm does not take
+                log.debug("the registry does not answer; each queue is asked for", reason=str(error))
+            else:
+                return {name for key, name in queues.items() if key in found}
+        return {name for name in queues.values() if await self._topology.there(name, again=LEVEL_AGAIN)}
 
     async def count(self, name: str) -> Count | None:
         """Messages ready and consumers of the queue *name* on the server; None when there is no such queue."""

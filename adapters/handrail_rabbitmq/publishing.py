@@ -29,6 +29,8 @@ AGAIN = 0.5
 OFFERS, LONGEST_PAUSE = 3, 10.0
 #: Seconds for what is on its way to be confirmed before the channel is replaced by another.
 FAREWELL = 1.0
+#: Seconds for the registry to say which queues it knows.
+REGISTRY_PATIENCE = 5.0
 
 _Fate = Callable[["Item", SendError | None], None]
 
@@ -242,7 +244,7 @@ class Publisher:
             await asyncio.wait([finished], timeout=timeout)
         if left:
             why = self._link.state or "the server does not confirm"
-            failure = SendTimeoutError(f"not confirmed within {timeout:.3g}s: {self._link.place.shown}: {why}")
+            failure = SendTimeoutError.after(timeout, f"{self._link.place.shown}: {why}")
             for index, item in enumerate(items):
                 if not item.gone and index not in errors:
                     item.gone = True
@@ -266,7 +268,7 @@ class Publisher:
         self._drain()
 
     async def ask_registry(self, keys: Sequence[str]) -> set[str]:
-        """Which of *keys* the registry has. Raises :class:`GoneError`."""
+        """Which of *keys* the registry has. Raises :class:`GoneError`, also where it does not answer."""
         found: set[str] = set()
         if not await self._topology.make_registry():
             return found
@@ -284,8 +286,11 @@ class Publisher:
         for key in keys:
             self._note(key, b"", done)
         self._drain()
-        if keys:
-            await asyncio.wait([finished], timeout=5.0)
+        until = self._loop.time() + REGISTRY_PATIENCE
+        while left and not self._link.blocked and self._loop.time() < until:
+            await asyncio.wait([finished], timeout=0.1)
+        if left:
+            raise GoneError(self._link.state or "the server does not say which queues were made")
         return found
 
     def announce(self, key: str, body: bytes, reply_to: str | None = None, done: _Fate | None = None) -> None:

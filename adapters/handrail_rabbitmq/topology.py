@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -43,7 +43,8 @@ _VALUE = re.compile(r"(?:the value )?'(?P<value>[^']*)'(?: of type '[^']*')?|non
 class Topology:
     """What is known to be there, and the making of what is not."""
 
-    def __init__(self, place: Place, prefix: str, link: Link) -> None:
+    def __init__(self, place: Place, prefix: str, link: Callable[[], Awaitable[Link]]) -> None:
+        """*link*: the connection by which to ask."""
         self.place = place
         self.names = Names(prefix)
         self.prefix = prefix
@@ -67,9 +68,10 @@ class Topology:
     @asynccontextmanager
     async def channel(self) -> AsyncIterator[Channel]:
         """A throw-away channel, so that what the server refuses harms nothing else. Raises :class:`BrokerError`."""
-        await self._link.ready(PATIENCE)
+        link = await self._link()
+        await link.ready(PATIENCE)
         try:
-            channel = await self._link.channel()
+            channel = await link.channel()
         except GoneError as error:
             raise BrokerError(f"{self.place.shown}: {error}") from error
         try:

@@ -48,6 +48,11 @@ class SendTimeoutError(SendError, TimeoutError):
     The message may or may not have been stored: the broker was asked and did not answer.
     """
 
+    @classmethod
+    def after(cls, seconds: float, why: str) -> SendTimeoutError:
+        """The error of what is not confirmed after *seconds*, which are shown to a tenth: they are what was left of the limit."""
+        return cls(f"not confirmed within {round(seconds, 1) or seconds:.3g}s: {why}")
+
 
 class BufferFullError(SendError):
     """The bounded send buffer is full: the broker takes messages more slowly than they are sent, or not at all."""

@@ -33,7 +33,7 @@ async def test_a_killed_server_costs_nothing_that_was_confirmed(server: Any, ben
         with structlog.testing.capture_logs() as logs:
             server.send(signal.SIGKILL)
             await until(lambda: not worker.health().up, "health to tell of it", 10.0)
-            sending = asyncio.ensure_future(client.publish(later := messages(50), 60.0))
+            sending = asyncio.ensure_future(client.publish(later := messages(50), 150.0))
             await asyncio.to_thread(server.up)
             assert await sending == {}
             await until(lambda: worker.health().up, "the worker to be back")
@@ -61,6 +61,44 @@ async def test_connections_closed_by_the_operator_come_back(server: Any, bench: 
         await until(lambda: worker.health().up, "the connection for publishing to be back too")
     finally:
         await bench.close()
+
+
+async def test_a_worker_that_catches_up_hears_at_once_of_a_connection_that_ended(server: Any, bench: Bench) -> None:
+    """What the server took back while this process stood still is told before `catch_up` returns."""
+    worker = await bench.open()
+    inbox = await Inbox(worker).begin(bench.queue)
+    try:
+        await worker.publish(messages(10), 20.0)
+        await until(lambda: len(inbox.got) == 10, "the first")
+
+        server.ctl("close_all_connections", "test")  # the loop stands still meanwhile
+        while "running" in server.ctl("-q", "list_connections", "name", "state").stdout:
+            time.sleep(0.05)  # noqa: ASYNC251
+        assert inbox.lost == []
+        await worker.catch_up()
+
+        assert len(inbox.lost) == 10
+        await until(lambda: len(inbox.got) == 20, "their return")
+    finally:
+        await bench.close()
+
+
+async def test_a_memory_alarm_hides_no_messages(server: Any, bench: Bench) -> None:
+    """Looks are answered while the server takes no messages, though the registry of what was made is asked by publishing."""
+    client = await bench.open("client")
+    try:
+        sent = [*messages(2), *messages(3, priority=9), *messages(1, due=time.time() + 3600)]
+        assert await client.publish(sent, 20.0) == {}
+        await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
+        other = await bench.open("client")
+        found = await other.depth("work")
+        waiting = await other.peek("work", "ready", 10)
+    finally:
+        await asyncio.to_thread(server.ctl, "set_vm_memory_high_watermark", "absolute", "2GB")
+        await bench.close()
+
+    assert (found.ready, found.delayed, found.dead) == (5, 1, 0)
+    assert [one.priority for one in waiting] == [9, 9, 9, 4, 4]
 
 
 async def test_a_memory_alarm_blocks_senders_and_loses_nothing(server: Any, bench: Bench) -> None:

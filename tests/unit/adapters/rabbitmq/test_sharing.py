@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import pytest
 # what these tests share is a module of its own, and importmode=importlib puts no folder of tests on the path
 sys.path.insert(0, str(Path(__file__).parent))
 
-from rabbitmq_support import Project
+from rabbitmq_support import Bench, Inbox, Project, messages, until
 
 from handrail.outcome import Outcome
+from handrail_rabbitmq import consuming
+from handrail_rabbitmq.link import Channel
 
 PLATFORM = Path(sys.executable).with_name("platform")
 
@@ -48,6 +51,37 @@ def processes(project: Project, count: int) -> Iterator[None]:
                 process.wait()
 
 
+async def test_what_comes_meanwhile_is_not_taken_for_the_better_that_is_awaited(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ordinary message that comes while a level's consumer starts is none of that level's: the better one goes first."""
+    monkeypatch.setattr(consuming, "GATHER", 20.0)
+    worker = await bench.open()
+    client = await bench.open("client")
+    inbox = await Inbox(worker).begin(bench.queue)
+    consume = Channel.consume
+    try:
+        [intake] = worker._intakes
+
+        async def slow(channel: Channel, queue: str, consumer: str, take: Any) -> None:
+            if queue.endswith(".p9"):
+                assert await client.publish(messages(1), 20.0) == {}
+                await until(lambda: bool(intake._arrived or intake._hidden), "the ordinary one")
+
+            def late(*delivery: Any) -> None:
+                asyncio.get_running_loop().call_later(0.1 if queue.endswith(".p9") else 0.0, take, *delivery)
+
+            await consume(channel, queue, consumer, late)
+
+        monkeypatch.setattr(Channel, "consume", slow)
+        assert await client.publish(messages(1, priority=9), 20.0) == {}
+        await until(lambda: len(inbox.got) == 2, "both")
+    finally:
+        await bench.close()
+
+    assert [one.message.priority for one in inbox.got] == [9, 4]
+
+
 def test_four_processes_share_a_queue_and_none_hoards(project: Project) -> None:
     """Workers that were fast a moment ago leave slow messages to those that are free: each runs its share, and once."""
     project.handler(
@@ -72,7 +106,8 @@ def test_four_processes_share_a_queue_and_none_hoards(project: Project) -> None:
     assert sorted(note.facts[0] for note in notes) == list(range(80))
     shares = Counter(note.pid for note in notes)
     assert len(shares) == 4, json.dumps(shares)
-    assert min(shares.values()) >= 8, json.dumps(shares)
+    # 20 each; fewer for one that stands still for a while, and none for one from which another hoards
+    assert min(shares.values()) >= 4, json.dumps(shares)
 
 
 @pytest.mark.timeout(300)  # it starts some twenty-five hosts
