@@ -226,6 +226,9 @@ class KafkaAdapter:
                 raise BrokerError(f"{self.place}: closed") from None
             raise
 
+    async def catch_up(self) -> None:
+        await self._ask(lambda core: core.catch_up())
+
     # --- looking at and clearing --------------------------------------------------------------------------------------
 
     async def depth(self, queue: str) -> Depth:
@@ -396,6 +399,10 @@ class _Core:
         elif not text and self._said:
             log.info("the cluster answers again", place=self._place)
         self._said = self.trouble = text
+
+    async def catch_up(self) -> None:
+        """Returns when the groups have said of all that is in hand whose it is."""
+        await asyncio.gather(*(reader.catch_up() for reader in self._readers()))
 
     async def flush(self) -> None:
         """Take nothing more; commit and send what is on its way."""

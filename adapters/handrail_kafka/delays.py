@@ -34,6 +34,9 @@ HOLD = 20_000
 LOOK_EVERY = 2.0
 #: Seconds that what is on its way gets to be known as stored when this ends.
 STOP_PATIENCE = 10.0
+#: Seconds without a turn after which this process may have stood still, and what is held here be another's by now; and seconds
+#: for the group to say so at most.
+STOOD_STILL, HEARING = 4.0, 10.0
 
 
 class Forwarder:
@@ -157,6 +160,7 @@ class Forwarder:
 
     async def _run(self) -> None:
         look_at = 0.0
+        sure_until = time.monotonic() + STOOD_STILL
         while not self._closing:
             self._wake.clear()
             # what may be another's in a moment is not begun
@@ -171,8 +175,14 @@ class Forwarder:
                 with contextlib.suppress(errors.KafkaError, OSError):
                     await self._cluster.refresh()
                     self.look()
+            while self.reader is not None and time.monotonic() > sure_until:
+                sure_until = time.monotonic() + STOOD_STILL
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(HEARING):
+                        await self.reader.catch_up()
             if self.reader is not None and not self.reader.rebalancing and not self._closing:
                 await self._move()
+            sure_until = time.monotonic() + STOOD_STILL
 
     async def _move(self) -> None:
         now = time.time()

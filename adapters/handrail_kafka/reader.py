@@ -339,6 +339,12 @@ class Reader(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
         if any(part.committed < part.marks for part in self.parts.values()):
             await self._next_commit()
 
+    async def catch_up(self) -> None:
+        """Returns when the group has said anew that what is held here is ours, or it was lost."""
+        for part in self.parts.values():
+            part.dirty = True  # the group takes no commit of somebody whom it has expelled
+        await self._next_commit()
+
     async def _next_commit(self) -> None:
         """Returns when all that is dirty by now is committed, or was lost."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -174,7 +174,7 @@ class SQLiteAdapter:
                 continue
             command.abandoned = True
             why = writer.trouble or f"{self.place}: another process is writing and does not finish"
-            failure = SendTimeoutError(f"not confirmed within {timeout:g}s: {why}")
+            failure = SendTimeoutError.after(timeout, why)
             errors.update((start + index, failure) for index in range(len(command.messages)))
         return errors
 
@@ -200,6 +200,9 @@ class SQLiteAdapter:
 
     def _full(self, queue: str) -> str:
         return self._settings.prefix + queue
+
+    async def catch_up(self) -> None:
+        await self._ask(lambda writer: writer.catch_up())
 
     async def depth(self, queue: str) -> Depth:
         return await self._ask(lambda writer: writer.store.depth(self._full(queue)))

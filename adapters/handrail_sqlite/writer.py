@@ -529,6 +529,11 @@ class Writer(threading.Thread):
             return
         self._look()
 
+    def catch_up(self) -> None:
+        """Notice at once when others thought us dead."""
+        if self._lease is not None:
+            self._inherit()
+
     def _keep_lease(self) -> None:
         assert self._lease is not None
         self._lease.keep()

@@ -216,6 +216,12 @@ class Adapter(Protocol):
         is away, for as long as the deliveries stay ours. Raises only when the adapter is closed.
         """
 
+    async def catch_up(self) -> None:
+        """Return when the broker has answered anew, and *lost* was told of all that it gave to others while we stood still.
+
+        Raises :class:`BrokerError` where it cannot be asked.
+        """
+
     async def depth(self, queue: str) -> Depth: ...
 
     async def peek(self, queue: str, state: State, limit: int, offset: int = 0) -> list[Message]:

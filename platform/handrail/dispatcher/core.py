@@ -50,8 +50,8 @@ BROKER_PATIENCE, HURRIED_PATIENCE = 5.0, 1.0
 SILENT = 10.0
 
 #: Seconds without a look round after which this process must have stood still, as a frozen container or machine does, and what
-#: was in its hands may be others' by now; and seconds for the brokers to say so, before anything of it is begun.
-STOOD_STILL, WAKING = 4.0, 1.0
+#: was in its hands may be others' by now; and seconds for the brokers to say so at most, before anything of it is begun.
+STOOD_STILL, HEARING = 4.0, 10.0
 #: Seconds after which a look round comes too late to judge by it how fast handlers are.
 LATE = 2.0
 
@@ -661,19 +661,46 @@ class Dispatcher:
             log.error("a host died", pid=host.pid, how=how, running=running, handed_over=len(runs) - running)
 
     def _wake_up(self) -> None:
-        """Give the brokers a moment to say what was lost while this process stood still."""
+        """This process stood still: have the brokers say what was lost meanwhile."""
         if not self._waking:
             self._waking = True
             still = time.monotonic() - self._sure_until + STOOD_STILL
             log.warning(
                 "this worker stood still; it begins nothing before it has heard of its brokers", seconds=round(still)
             )
-            asyncio.get_running_loop().call_later(WAKING, self._awake)
+            self._tasks.spawn(self._catch_up())
 
-    def _awake(self) -> None:
+    async def _catch_up(self) -> None:
+        while not await self._heard():
+            pass
         self._waking = False
         self._sure_until = time.monotonic() + STOOD_STILL
         self._pump_all()
+
+    async def _heard(self) -> bool:
+        """Ask all brokers that we take from, and wait for their answers or until none can be expected.
+
+        False when this process stood still once more meanwhile.
+        """
+        adapters = {
+            id(adapter): adapter for lane in self.lanes.values() for adapter in [self._adapter(lane.queue.broker)]
+        }
+        asked = {asyncio.ensure_future(adapter.catch_up()) for adapter in adapters.values()}
+        pending, looked = asked, time.monotonic()
+        until = looked + HEARING
+        try:
+            while pending and looked < until:
+                _, pending = await asyncio.wait(pending, timeout=0.2)
+                before, looked = looked, time.monotonic()
+                if looked > before + STOOD_STILL:
+                    return False
+        finally:
+            for one in pending:
+                one.cancel()
+            for answer in await asyncio.gather(*asked, return_exceptions=True):
+                if isinstance(answer, Exception) and not isinstance(answer, BrokerError):
+                    log.error("asking a broker what it took back failed", error=repr(answer), exc_info=answer)
+        return True
 
     def look_round(self) -> None:
         """Called each second or two: let lanes that hold more than they can soon handle let go of it; name silent hosts."""

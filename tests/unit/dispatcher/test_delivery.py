@@ -24,6 +24,7 @@ from handrail.logs import Journal
 from handrail.message import Message, Options
 from handrail.outcome import Backoff, Outcome
 from handrail.worker import Worker
+from handrail_sqlite import SQLiteAdapter
 
 
 def shared_hosts(worker: Worker) -> list[hosts.Host]:
@@ -79,16 +80,65 @@ async def test_more_jobs_than_the_board_has_slots(site, monkeypatch) -> None:
 
 
 async def test_a_worker_that_stood_still_hears_of_its_brokers_before_it_begins(site, monkeypatch) -> None:
-    """What was fetched before a long standstill may be another's by now: nothing of it is begun for a moment, and then all."""
-    monkeypatch.setattr(core, "WAKING", 0.5)
+    """What was fetched before a long standstill may be another's by now: nothing of it is begun before the broker answers."""
+    answered = []
+
+    async def answers(adapter):
+        await asyncio.sleep(0.5)
+        await catch_up(adapter)
+        answered.append(time.monotonic())
+
+    catch_up = SQLiteAdapter.catch_up
+    monkeypatch.setattr(SQLiteAdapter, "catch_up", answers)
     site.handler("def handler(message): note(time.monotonic())")
     async with site.worker(site.queues()) as worker:
-        worker.dispatcher._sure_until = woke = time.monotonic()  # as if it had not looked round for long
+        worker.dispatcher._sure_until = time.monotonic()  # as if it had not looked round for long
         await site.send(1, 2)
         await site.until(lambda: len(site.seen) == 2, "both outcomes")
 
-    assert all(began >= woke + 0.5 for [began] in site.notes())
+    [heard] = answered
+    assert all(began >= heard for [began] in site.notes())
     assert [entry for entry in site.logs if "stood still" in entry["event"]]
+
+
+async def test_a_worker_that_stands_still_again_asks_again(site, monkeypatch) -> None:
+    """An answer from before another standstill says nothing of what was lost in that."""
+    asked = []
+
+    async def answers(_adapter):
+        asked.append(True)
+        if len(asked) == 1:
+            time.sleep(0.3)  # noqa: ASYNC251 - the whole process stands still
+
+    monkeypatch.setattr(SQLiteAdapter, "catch_up", answers)
+    monkeypatch.setattr(core, "STOOD_STILL", 0.25)
+    site.handler("def handler(message): note(len(message))")
+    async with site.worker(site.queues()) as worker:
+        worker.dispatcher._sure_until = time.monotonic()
+        await site.send("one")
+        await site.until(lambda: site.seen, "its outcome")
+
+    assert len(asked) >= 2
+
+
+@pytest.mark.parametrize("error", [BrokerError("away"), RuntimeError("a slip of an adapter"), None])
+async def test_a_broker_that_cannot_say_what_it_took_back_stops_nothing_for_good(site, monkeypatch, error) -> None:
+    """A worker that woke goes on when a broker refuses to answer, and after a while when it says nothing."""
+
+    async def silent(_adapter):
+        if error is not None:
+            raise error
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(SQLiteAdapter, "catch_up", silent)
+    monkeypatch.setattr(core, "HEARING", 0.3)
+    site.handler("def handler(message): note(message)")
+    async with site.worker(site.queues()) as worker:
+        worker.dispatcher._sure_until = time.monotonic()
+        await site.send("one")
+        await site.until(lambda: site.seen, "its outcome")
+
+    assert site.outcomes() == [("one", "completed")]
 
 
 async def test_options_from_the_wire_cannot_kill_a_host(site) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import time
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from aiokafka import TopicPartition
@@ -110,6 +111,31 @@ async def test_what_is_on_its_way_at_the_end_is_marked_and_no_more_is_begun() ->
 
     assert site.reader.finished == [True, False]
     assert len(site.outbox.sent) == 1
+
+
+async def test_who_stood_still_moves_nothing_on_before_the_group_has_answered() -> None:
+    """What another forwarder has sent meanwhile is lost here by then, and not sent once more."""
+    site = Site()
+    site.part.tracker.receive([0, 1])
+    site.outbox.confirmed.set()
+    asked = asyncio.Event()
+
+    async def catch_up() -> None:
+        asked.set()
+        assert site.outbox.sent == []
+        site.part.lost = True
+        site.forwarder.lose([site.part])
+
+    site.reader.catch_up = catch_up  # type: ignore[attr-defined]
+    site.forwarder.start()
+    await asyncio.sleep(0)  # it waits for something to do
+    site.forwarder.take(site.part, [Record(0)])  # type: ignore[list-item]
+    with mock.patch.object(delays, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 60.0, time=time.time)):
+        async with asyncio.timeout(30):
+            await asked.wait()
+        await site.forwarder.stop()
+
+    assert site.outbox.sent == []
 
 
 async def test_what_falls_due_at_the_end_is_left_to_the_next_worker() -> None:

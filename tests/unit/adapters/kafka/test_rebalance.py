@@ -236,6 +236,23 @@ async def test_a_slow_handler_costs_no_membership(group: Group) -> None:
         assert member.lost == []
 
 
+async def test_a_worker_that_catches_up_hears_that_it_was_given_up(group: Group) -> None:
+    """What the group gave to others while a worker stood still is told before `catch_up` returns, without a heartbeat."""
+    async with group.member() as member, group.member(partitions=4) as other:
+        members = (member, other)
+        await until(lambda: [len(one.reader.parts) for one in members] == [2, 2])
+        await group.publish(member.adapter, range(40))
+        await until(lambda: len(member.got) + len(other.got) == 40)
+        coordinator = member.reader._consumer._coordinator
+        held = member.got[:]
+        await other.adapter._core.cluster.leave(member.reader.group, coordinator.member_id)  # type: ignore[attr-defined]
+
+        await member.adapter.catch_up()
+
+        assert set(map(id, member.lost)) == set(map(id, held))
+        await until(lambda: len(member.got) + len(other.got) == 60)
+
+
 FROZEN = """
 import asyncio, sys
 import msgspec

@@ -373,6 +373,24 @@ async def test_a_worker_that_was_struck_off_claims_nothing_before_it_knows(bench
         assert await worker.depth("work") == Depth(ready=0, delayed=0, active=0, dead=0)
 
 
+async def test_a_worker_that_catches_up_hears_at_once_that_it_was_struck_off(bench: Bench) -> None:
+    """What was lost is told before `catch_up` returns, however long until the next look round."""
+    async with bench.worker() as worker:
+        await worker.publish([message("x")], WAIT)
+        inbox = await bench.consume(worker)
+        (held,) = await inbox.take(1)
+        writer = worker._writer
+        assert writer is not None
+        writer._tick = lambda: None  # type: ignore[method-assign]
+        process = bench.run(STRIKE, str(bench.file))
+        await asyncio.to_thread(process.communicate, "", WAIT)
+        assert inbox.lost == []
+
+        await worker.catch_up()
+
+        assert inbox.lost == [held]
+
+
 async def test_the_end_of_a_lease_is_told_and_late_outcomes_are_refused(bench: Bench) -> None:
     """A worker that was struck off is told which deliveries it lost; settling them is refused; it goes on working."""
     async with bench.worker() as worker:
