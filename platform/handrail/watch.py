@@ -57,6 +57,8 @@ POLL = 1.0
 SAFETY = 5.0
 #: A look that took long is repeated more rarely: at most this share of one core goes into looking without an occasion.
 SHARE = 0.005
+#: The least pause after a look that took long for what it waited for, as on a network's files: this many times as long.
+REST = 3.0
 
 #: Folders that hold no code of the project, at any depth; hidden ones and virtual environments go without saying.
 _FOREIGN = frozenset({"__pycache__", "node_modules", "site-packages", "venv"})
@@ -105,7 +107,9 @@ class _Look(msgspec.Struct, frozen=True):
     files: dict[str, _Seen]
     #: Folders to watch: real path → whether everything below is to be watched as well.
     folders: dict[str, bool]
+    #: How much of a core it took, and how long: one that was held up says nothing of how much there is to look at.
     seconds: float
+    lasted: float
 
 
 class _Tree:
@@ -116,12 +120,12 @@ class _Tree:
         self.config = os.path.relpath(settings.path, settings.root)
 
     def look(self, before: dict[str, _Seen]) -> _Look:
-        started = time.monotonic()
+        started, began = time.thread_time(), time.monotonic()
         files: dict[str, _Seen] = {}
         folders: dict[str, bool] = {}
         self._file(self.config, files, before, folders)
         self._folder("", files, before, folders, set())
-        return _Look(files, folders, time.monotonic() - started)
+        return _Look(files, folders, time.thread_time() - started, time.monotonic() - began)
 
     def checking_out(self) -> bool:
         """Whether git is at work on the files: it may pause for longer than any editor."""
@@ -295,7 +299,7 @@ class Watcher:
 
     async def _occasion(self) -> bool:
         """Wait until it is time to look; whether an event said so."""
-        pause = max(POLL if self._polling else SAFETY, self._look.seconds / SHARE)
+        pause = max(POLL if self._polling else SAFETY, self._look.seconds / SHARE, self._look.lasted * REST)
         try:
             async with asyncio.timeout(pause):
                 await self._event.wait()

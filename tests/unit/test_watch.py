@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -37,6 +39,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     # events alone must suffice: the look that happens without an occasion comes never
     monkeypatch.setattr(watch, "SAFETY", 3600.0)
     monkeypatch.setattr(watch, "POLL", 0.05)
+    monkeypatch.setattr(watch, "SHARE", 1.0)
     return str(request.param)
 
 
@@ -344,7 +347,6 @@ def test_unreadable(project: Path, way: str) -> None:
 def test_project_removed_and_made_again(project: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole project may go and come back: all is gone, then all is new."""
     monkeypatch.setattr(watch, "SAFETY", 0.1)  # nothing tells of a new folder in the place of the root
-    monkeypatch.setattr(watch, "SHARE", 1.0)
 
     async def story(next_change: Next) -> None:
         os.rename(project, project.parent / "aside")  # noqa: PTH104
@@ -352,6 +354,26 @@ def test_project_removed_and_made_again(project: Path, way: str, monkeypatch: py
         assert change == Change((), ("handlers/one.py", "queues.yaml", "shared.py"), config=True)
         (project.parent / "aside").rename(project)
         assert (await next_change()).files == ("handlers/one.py", "queues.yaml", "shared.py")
+
+    watching(project, story)
+
+
+def test_a_look_that_is_held_up_is_not_long_the_last(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a look waits for, on a busy machine, does not count as work of which there shall be little."""
+    monkeypatch.setenv("HANDRAIL_WATCH", "poll")
+    monkeypatch.setattr(watch, "POLL", 0.05)
+    look = watch._Tree._folder
+
+    def held_up(*arguments: Any) -> None:
+        time.sleep(0.1)
+        look(*arguments)
+
+    monkeypatch.setattr(watch._Tree, "_folder", held_up)
+
+    async def story(next_change: Next) -> None:
+        for n in range(2):
+            (project / "shared.py").write_text(f"HELD = {n}\n")
+            assert (await next_change()).files == ("shared.py",)
 
     watching(project, story)
 
@@ -405,9 +427,11 @@ def test_who_follows_can_be_cancelled_at_any_moment(project: Path, way: str) -> 
 _LIMITED = """
 import asyncio, sys
 from pathlib import Path
+from handrail import watch
 from handrail.config.model import Settings
 from handrail.watch import Watcher
 
+watch.SHARE = 1.0
 limit, root = sys.argv[1:]
 name, _, value = limit.partition("=")
 Path("/proc/sys/user", name).write_text(value)
