@@ -345,6 +345,9 @@ class Publisher:
         self._settle(finished)
 
     def _settle(self, parcels: list[_Parcel]) -> None:
+        with self._lock:
+            # first, for who is told may send the next at once
+            self._buffered -= sum(parcel.size for parcel in parcels)
         for parcel in parcels:
             try:
                 parcel.done(parcel.errors)
@@ -352,7 +355,6 @@ class Publisher:
                 log.error("telling a sender what became of its message failed", exc_info=error)
         with self._lock:
             for parcel in parcels:
-                self._buffered -= parcel.size
                 del self._open[parcel.number]
             self._moved.notify_all()
 

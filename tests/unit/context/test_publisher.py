@@ -101,6 +101,24 @@ def test_the_buffer_is_bounded(broker):
     assert len(broker.stored) == 1001
 
 
+def test_who_hears_that_it_is_stored_may_send_the_next(broker, use):
+    """A message that is confirmed takes no room in the buffer any more when its sender is told."""
+    use(send_buffer=1)
+    told = []
+
+    def next_one(error):
+        told.append(error)
+        if len(told) < 50:
+            send("email", len(told), next_one)
+
+    send("email", 0, next_one)
+    end = time.monotonic() + 30
+    while len(told) < 50 and time.monotonic() < end:
+        time.sleep(0.01)
+
+    assert told == [None] * 50
+
+
 def test_a_bulk_beyond_the_buffer_is_refused_whole(broker):
     """A bulk that can never fit says: send it in parts."""
     receipt = send_bulk("email", range(1001))
