@@ -33,11 +33,16 @@ _KAFKA = {
     "handrail_kafka.control.PATIENCE": 25.0,
 }
 
+_RABBITMQ = {
+    "handrail_rabbitmq.adapter.TELL": 10.0,
+    "handrail_rabbitmq.looking.MOVED": 20.0,
+}
+
 BROKERS = [
     Broker("sqlite", "sqlite:{root}/.platform/queues.db"),
     Broker("sqlite-memory", "sqlite::memory:"),
-    Broker("rabbitmq", server="rabbitmq"),
-    Broker("rabbitmq-classic", server="rabbitmq", options={"queue_type": "classic"}),
+    Broker("rabbitmq", server="rabbitmq", patience=_RABBITMQ),
+    Broker("rabbitmq-classic", server="rabbitmq", options={"queue_type": "classic"}, patience=_RABBITMQ),
     # one partition keeps the order of all, several let workers share a queue
     Broker("kafka", server="kafka", options={"partitions": 1}, patience=_KAFKA),
     Broker("kafka-partitions", server="kafka", options={"partitions": 2}, patience=_KAFKA),

@@ -160,7 +160,7 @@ class Running:
 
     def reload(self) -> ReloadReport:
         """Read queues.yaml and the handlers again."""
-        return self._project.run(self.worker.reload(self._project.load()))
+        return self._project.run(self.worker.reload(self._project.load()), timeout=100)
 
     def pause(self) -> None:
         self._project.call(self.worker.pause)

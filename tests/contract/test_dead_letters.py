@@ -148,6 +148,11 @@ def test_what_a_sender_gave_survives_retry_death_and_replay(project: Project) ->
     assert told[0][:3] == ({name: repr(value) for name, value in HEADERS.items()}, "user-1", 6)
 
 
+def _counts(project: Project) -> tuple[int | None, ...]:
+    depth = project.depth()
+    return depth.ready, depth.delayed, depth.active, depth.dead
+
+
 @needs(Capability.DEPTH)
 def test_depth_is_exact(project: Project) -> None:
     """`depth` counts what is ready, delayed, active and dead, through every change of state."""
@@ -158,25 +163,17 @@ def test_depth_is_exact(project: Project) -> None:
     project.send_bulk("work", list(range(5)))
     project.send("work", "later", delay="1h")
     project.send("work", "bad", priority=9)
-    depth = project.depth()
-    assert (depth.ready, depth.delayed, depth.active, depth.dead) == (6, 1, 0, 0)
+    project.until(lambda: _counts(project) == (6, 1, 0, 0), "6 ready, 1 delayed")
 
     project.start()
     project.noted("in", 3)
-
-    def settled() -> bool:
-        depth = project.depth()
-        return (depth.ready, depth.delayed, depth.active, depth.dead) == (3, 1, 2, 1)
-
-    project.until(settled, "3 ready, 1 delayed, 2 active, 1 dead")
+    project.until(lambda: _counts(project) == (3, 1, 2, 1), "3 ready, 1 delayed, 2 active, 1 dead")
     project.open("go")
     project.wait(Outcome.COMPLETED, count=5)
-    depth = project.depth()
-    assert (depth.ready, depth.delayed, depth.active, depth.dead) == (0, 1, 0, 1)
+    project.until(lambda: _counts(project) == (0, 1, 0, 1), "1 delayed, 1 dead")
     assert project.purge("work", "delayed") == 1
     assert project.purge("work", "dead") == 1
-    depth = project.depth()
-    assert (depth.ready, depth.delayed, depth.active, depth.dead) == (0, 0, 0, 0)
+    project.until(lambda: _counts(project) == (0, 0, 0, 0), "nothing to be left")
 
 
 @needs(Capability.PURGE, Capability.PEEK)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import logging
@@ -23,10 +24,14 @@ from handrail.outcome import Outcome
 
 @pytest.fixture(autouse=True)
 def _restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(logs.VARIABLE, raising=False)
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    gc.collect()  # what it says of tests before shall not come in the midst of this one
+    for name in (logs.VARIABLE, "NO_COLOR"):
+        monkeypatch.setenv(name, "")  # so that it is as it was afterwards, whatever a test sets
+        monkeypatch.delenv(name)
     monkeypatch.setenv("TERM", "xterm")
+    level = logging.getLogger().level
     yield
+    logging.getLogger().setLevel(level)
     structlog.reset_defaults()
     for handler in [each for each in logging.getLogger().handlers if isinstance(each, logs._Standard)]:
         logging.getLogger().removeHandler(handler)

@@ -299,8 +299,9 @@ class SQLiteLedger:
 
     def _went_well(self) -> None:
         if self._problem is not None:
-            lost, self._lost, self._problem = self._lost, 0, None
+            lost, self._lost = self._lost, 0
             log.info("the ledger is written again", ledger=self.place, outcomes_lost=lost)
+            self._problem = None
 
     def _answer(self, answers: list[Answer]) -> None:
         def deliver() -> None:

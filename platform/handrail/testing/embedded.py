@@ -187,7 +187,7 @@ class Project:
 
     # -- running -------------------------------------------------------------------------------------------------------
 
-    def run_until_idle(self, timeout: float = 10.0, *, skip_delays: bool = True) -> None:
+    def run_until_idle(self, timeout: float = 30.0, *, skip_delays: bool = True) -> None:
         """Handle messages until none is left, those included that handlers send meanwhile.
 
         Delays take no time: whenever nothing else is left, the message that is due next is due now, so retries with
@@ -199,7 +199,7 @@ class Project:
         """
         self._call(self._run(timeout, skip_delays), timeout + _PATIENCE)
 
-    async def run_until_idle_async(self, timeout: float = 10.0, *, skip_delays: bool = True) -> None:
+    async def run_until_idle_async(self, timeout: float = 30.0, *, skip_delays: bool = True) -> None:
         """As :meth:`run_until_idle`, without blocking the test's own event loop."""
         self._check_open()
         running = asyncio.run_coroutine_threadsafe(self._run(timeout, skip_delays), self._loop)

@@ -151,7 +151,7 @@ def test_a_job_that_goes_back_to_wait_between_two_looks_is_found(project, monkey
         looks.append(state)
         return None if looks.count(state) == 1 else await find(self, queue, state, message_id)
 
-    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("HANDRAIL_CONFIG", str(project.root / "queues.yaml"))  # the command sets it, for what it imports
     monkeypatch.setattr(SQLiteAdapter, "find", look)
 
     jobs.job("task", "moves", None, as_json=True)

@@ -13,6 +13,7 @@ import pytest
 
 from handrail import context, testing, transport
 from handrail.errors import ConfigError, HandrailError, NoProjectError, StartError, UnknownQueueError
+from handrail.ledger import sqlite
 from handrail.outcome import Outcome
 from handrail.testing import Project
 
@@ -20,8 +21,9 @@ Make = Callable[..., Project]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Make]:
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """Writes a project and opens it: handlers by name, and the text of queues.yaml."""
+    monkeypatch.setattr(sqlite, "CLAIM_TIMEOUT", 50.0)
     opened: list[Project] = []
 
     def write(queues: str, **handlers: str) -> Project:

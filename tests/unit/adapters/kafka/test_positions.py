@@ -377,6 +377,7 @@ async def test_a_topic_that_forgets_is_used_and_warned_of_once(site: Site, logs:
     assert "cleanup.policy=compact" in told["settings"]
 
 
+@pytest.mark.timeout(300)
 async def test_a_map_that_would_not_fit_holds_new_messages_back(site: Site) -> None:
     """Beyond what the commit's metadata can say, a partition admits nothing until its oldest message is done; then all comes."""
     count, credit = 40_000, 8000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import urllib.error
@@ -118,7 +119,7 @@ def test_a_web_request_that_sends_never_hangs(server: Any, project: Project, ipt
         with black_hole(iptables, url):
             status, text = ask(address)
             assert status == 503
-            assert "within 1s" in text
+            assert re.search(r"within (1|0\.\d)s", text), text  # what was left of it when the adapter got it
         project.until(lambda: ask(address) == (202, "sent"), "the black hole to be forgotten")
     with web(project) as address, black_hole(iptables, url):
         status, text = ask(address)  # the first thing that this process ever sends
@@ -126,8 +127,9 @@ def test_a_web_request_that_sends_never_hangs(server: Any, project: Project, ipt
         assert "within 1s" in text
 
 
-async def test_a_full_queue_refuses_at_once(server: Any, bench: Bench) -> None:
+async def test_a_full_queue_refuses_at_once(server: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a queue with a limit has no room for fails without waiting, and the line names the queue."""
+    monkeypatch.setattr(publishing, "FAREWELL", 30.0)  # a slow disk makes what it stores be sent again
     full_queue(bench.settings.url, bench.settings.prefix + "work", 5)
     client = await bench.open("client", declare="never")
     try:
@@ -141,8 +143,11 @@ async def test_a_full_queue_refuses_at_once(server: Any, bench: Bench) -> None:
         await bench.close()
 
 
-async def test_a_channel_that_refuses_from_the_first_is_replaced(server: Any, bench: Bench) -> None:
+async def test_a_channel_that_refuses_from_the_first_is_replaced(
+    server: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A refusal is believed when others agree: what a channel refuses that took nothing yet goes by another, in its order."""
+    monkeypatch.setattr(publishing, "OFFERS", 50)  # the purge may take its time
     full_queue(bench.settings.url, bench.settings.prefix + "work", 1)
     other = await bench.open("client", declare="never")
     client = await bench.open("client", declare="never")
@@ -164,8 +169,11 @@ async def test_a_channel_that_refuses_from_the_first_is_replaced(server: Any, be
         await bench.close()
 
 
-async def test_a_queue_that_is_full_for_all_refuses_in_the_end(server: Any, bench: Bench) -> None:
+async def test_a_queue_that_is_full_for_all_refuses_in_the_end(
+    server: Any, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What other channels refuse as well fails soon, and holds up no other queue for longer."""
+    monkeypatch.setattr(publishing, "FAREWELL", 30.0)  # a slow disk makes what it stores be sent again
     full_queue(bench.settings.url, bench.settings.prefix + "work", 1)
     other = await bench.open("client", declare="never")
     assert await other.publish(messages(1), 20.0) == {}
