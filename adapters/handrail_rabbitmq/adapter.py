@@ -277,7 +277,7 @@ class RabbitMQAdapter:
             mine = [delivery for delivery in releases if delivery.tag.intake is intake]
             touched[intake] = None
             with contextlib.suppress(GoneError):
-                await (intake.give_back_hidden(mine) if intake.cancelled else intake.give_back(mine))
+                await (intake.give_back_hidden(mine) if intake.cancelled else intake.release(mine))
         if moves:
             acked += await self._moved(moves, refused)
             # some may have been left behind on another channel meanwhile
@@ -360,7 +360,7 @@ class RabbitMQAdapter:
     async def _confirm(self, intake: Intake, acked: list[Mark]) -> None:
         """Send acknowledgements and wait until the server has them: an answer to something after them."""
         try:
-            channel = intake.flush()
+            channel = await intake.pass_on()
             if channel is None:
                 raise GoneError("no channel")
             await channel.fence()

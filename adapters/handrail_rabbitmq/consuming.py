@@ -14,7 +14,7 @@ import asyncio
 import bisect
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pika import BasicProperties
@@ -28,13 +28,15 @@ from handrail_rabbitmq.frames import Take
 from handrail_rabbitmq.link import FORBIDDEN, Channel, GoneError, Link
 from handrail_rabbitmq.names import HEAD, level_queue
 from handrail_rabbitmq.requeueing import LOOK_EVERY, put_back
-from handrail_rabbitmq.tags import DONE, LOST, Consumer, Finished, Level, Tag
+from handrail_rabbitmq.tags import DONE, LOST, OPEN, Consumer, Finished, Level, Tag
 from handrail_rabbitmq.unsettled import Unsettled
 
 log = get_logger("handrail.rabbitmq")
 
 #: Seconds that a delivery may stay hidden while every slot is taken, before it goes back to the server.
 STALE = 0.1
+#: The same for one that would not go back to its place, while nobody else takes from the queue.
+ALONE = 1.0
 #: Seconds to wait at most for the deliveries that a new consumer should bring, before the best of what came is taken.
 GATHER = 0.25
 #: The least that is fetched of a queue that is served newest first: order goes no further than that.
@@ -45,6 +47,8 @@ LOOKAHEAD = 0.02
 REPLACE_EVERY = 0.05
 #: Seconds for which a channel stays open at most until the queue has done all that it was told.
 LAST_WORDS = 2.0
+#: Seconds for which acknowledgements are held back at most until nothing is on its way to a consumer that is to end.
+QUIET = 0.25
 #: Seconds before a queue whose channel the server closed is subscribed again.
 AGAIN = 0.5
 
@@ -115,6 +119,16 @@ class Intake:
         self._gather_timer: asyncio.TimerHandle | None = None
         self._stale: asyncio.TimerHandle | None = None
         self._give_back = False
+        #: Whether acknowledgements go out; and the consumers of whose deliveries some wait.
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._acking: set[Consumer] = set()
+        #: What was given back, by level, and has not come again: a quorum queue has it before all else, and what is given back
+        #: next behind it.
+        self._returned: dict[Level, int] = {}
+        #: What is to go back while others are in hand, and who waits for that.
+        self._releasing: list[Delivery] = []
+        self._released: list[asyncio.Future[None]] = []
         self._worker: asyncio.Task[None] | None = None
         self._again = False
         self._replaced = 0.0
@@ -144,8 +158,12 @@ class Intake:
         self._pump()
 
     def in_hand(self) -> list[Delivery]:
-        """All that was delivered and is not settled."""
-        return [*(delivery for rest in self._rests for delivery in rest.held.values()), *self.held.values()]
+        """All that the server has given us and that is not settled."""
+        return [
+            *(delivery for rest in self._rests for delivery in rest.held.values()),
+            *self.held.values(),
+            *self._hidden,
+        ]
 
     def pause(self) -> None:
         if not self.paused:
@@ -185,6 +203,7 @@ class Intake:
         channel.raw.add_on_cancel_callback(self._on_cancelled_by_server)
         self.channel = channel
         self.came = self._loop.time()
+        self._ages.forget(self.came)
 
     async def settled_in(self) -> None:
         """Returns when the consumers are as they should be. Raises :class:`GoneError` when the user may not consume."""
@@ -208,8 +227,9 @@ class Intake:
         self._arrived.clear()
         self.unsettled.clear()
         self._consumers.clear()
+        self._returned.clear()
+        self._acking.clear()
         self.crashed.clear()
-        self._ages.forget(self._loop.time())
         self._end_gathering()
         if lost:
             self._lose(lost, channel)
@@ -284,6 +304,11 @@ class Intake:
 
     def _take(self, consumer: Consumer, number: int, redelivered: bool, message: Message) -> None:
         consumer.unsettled += 1
+        if self._returned:
+            if redelivered and (left := self._returned.get(consumer.level, 0) - 1) > 0:
+                self._returned[consumer.level] = left
+            else:
+                self._returned.pop(consumer.level, None)
         if consumer.unsettled >= consumer.prefetch:
             consumer.full = True
         self.unsettled.numbers.append(number)
@@ -324,7 +349,7 @@ class Intake:
             not self._hidden
             and not self._lifo
             and len(self.levels) == len(self._consumers) == 1
-            and not (self.paused or self.cancelled or self._gathering)
+            and not (self.paused or self.cancelled or self._gathering or self._releasing)
             and len(arrived) <= self.credit - len(self.held)
         ):
             # the usual case: one level, and room for all
@@ -353,7 +378,7 @@ class Intake:
             self._hide(arrived)
         if self.channel is None or self.cancelled:
             return
-        if not self.paused and not self._gathering:
+        if not self.paused and not self._gathering and not self._releasing:
             free = self.credit - len(self.held)
             # while a level has no consumer something better may wait there
             if free > 0 and self._hidden and len(self._consumers) == len(self.levels):
@@ -392,6 +417,8 @@ class Intake:
         tag: Tag = delivery.tag
         tag.state = DONE
         tag.consumer.unsettled -= 1
+        tag.consumer.acked += 1
+        self._acking.add(tag.consumer)
         self.held.pop(tag.number, None)
         self.unsettled.ack(tag.number)
         self._settled += 1
@@ -408,25 +435,106 @@ class Intake:
         if channel is None or not deliveries:
             return
         if self.cancelled and not self.held and not self._hidden:
-            self.flush()
+            self.unsettled.flush(channel)
             self.channel = None
             channel.close()
         else:
-            await self._send_back(channel, [(one.tag.number, one.tag.consumer.level) for one in deliveries])
+            await self._send_back(channel, deliveries)
 
-    async def _send_back(self, channel: Channel, numbers: list[tuple[int, Level]]) -> None:
-        for level in {level for _number, level in numbers}:
-            mine = sorted(number for number, one in numbers if one == level)
-            await put_back(channel, level_queue(self.full, level), mine)
+    async def _send_back(self, channel: Channel, deliveries: list[Delivery]) -> None:
+        for level in {one.tag.consumer.level for one in deliveries}:
+            mine = [one for one in deliveries if one.tag.consumer.level == level]
+            # a quorum queue counts a consumer until all is settled that it was given
+            ours = {one.tag.consumer.tag for one in (*mine, *self.held.values()) if one.tag.consumer.level == level}
+            numbers = sorted(one.tag.number for one in mine)
+            if self._quorum:
+                self._returned[level] = self._returned.get(level, 0) + len(mine)
+            await put_back(channel, level_queue(self.full, level), numbers, ours=len(ours))
+
+    async def release(self, deliveries: list[Delivery]) -> None:
+        """Give *deliveries* back while others are in hand: what came after them goes back too, and comes again behind them.
+
+        They stay hidden instead where they could not go back to their place, and nobody else would take them. Raises
+        :class:`GoneError`.
+        """
+        self._releasing += deliveries
+        released = self._loop.create_future()
+        self._released.append(released)
+        self._kick()
+        if self._worker is not None:
+            await released
+        if rest := [one for one in deliveries if one.tag.state == OPEN]:
+            await self.give_back(rest)
+
+    async def _release(self, channel: Channel) -> None:
+        levels = {one.tag.consumer.level for one in self._releasing}
+        if levels & self._returned.keys() and not await self._shared(channel, levels):
+            self._keep_hidden()
+            return
+        # a consumer that went on would bring what is given back before what is on its way to it
+        for level in levels:
+            if level in self._consumers:
+                await self._stop(channel, self._consumers[level])
+        self._hide(self._arrived)
+        self._arrived = []
+        releasing, self._releasing = self._releasing, []
+        waiters, self._released = self._released, []
+        levels = {one.tag.consumer.level for one in releasing}
+        behind = [one for one in self._hidden if one.tag.consumer.level in levels]
+        self._hidden = [one for one in self._hidden if one.tag.consumer.level not in levels]
+        try:
+            await self.give_back([*behind, *(one for one in releasing if one.tag.state == OPEN)])
+        finally:
+            _tell(waiters)
+
+    def _keep_hidden(self) -> None:
+        releasing, self._releasing = self._releasing, []
+        waiters, self._released = self._released, []
+        for one in releasing:
+            old: Tag = one.tag
+            if old.state == OPEN:
+                old.state = DONE
+                self.held.pop(old.number, None)
+                tag = Tag(self, old.consumer, old.number, old.counts)
+                self._hide([Delivery(one.message, tag, one.redelivered)])
+        _tell(waiters)
+        self._pump()
+
+    async def _shared(self, channel: Channel, levels: Iterable[Level]) -> bool:
+        """Whether others take from one of *levels* too; looked for thrice, since what is done with counts for a moment."""
+        for level in levels:
+            mine = {self._consumers[level].tag} if level in self._consumers else set()
+            mine |= {
+                one.tag.consumer.tag
+                for one in (*self.held.values(), *self._hidden, *self._arrived)
+                if one.tag.consumer.level == level
+            }
+            left = sum(any(one.tag.consumer.level == level for one in rest.held.values()) for rest in self._rests)
+            for _ in range(3):
+                if (await channel.count(level_queue(self.full, level))).consumers <= len(mine) + left:
+                    break
+                await asyncio.sleep(0.03)
+            else:
+                return True
+        return False
 
     def flush(self) -> Channel | None:
         """Send acknowledgements, and deliver what there is room for then. The channel they went by."""
         channel = self.channel
         if channel is not None:
-            self.unsettled.flush(channel)
+            if self._flowing.is_set():
+                for consumer in self._acking:
+                    consumer.acked = 0
+                self._acking.clear()
+                self.unsettled.flush(channel)
             self._measure()
             self._pump()
         return channel
+
+    async def pass_on(self) -> Channel | None:
+        """As :meth:`flush`, when acknowledgements are not held back any more."""
+        await self._flowing.wait()
+        return self.flush()
 
     async def give_back_hidden(self, also: list[Delivery] | None = None) -> None:
         """Give the hidden back, together with *also*, in the order in which they came. Raises :class:`GoneError`."""
@@ -460,6 +568,8 @@ class Intake:
             self._kick()
 
     def _wants_work(self) -> bool:
+        if self._releasing:
+            return True
         if self.paused or self.cancelled:
             return bool(self._consumers)
         if self._aged:
@@ -514,8 +624,15 @@ class Intake:
             self._link.rebuild(f"{type(error).__name__}: {error}")
         finally:
             self._worker = None
+            self._releasing.clear()
+            waiters, self._released = self._released, []
+            _tell(waiters)
 
     async def _reconcile(self, channel: Channel) -> None:
+        if self._releasing:
+            await self._release(channel)
+            self._again = True
+            return
         if self.paused or self.cancelled:
             for one in list(self._consumers.values()):
                 await self._stop(channel, one)
@@ -528,8 +645,12 @@ class Intake:
             return
         if self._give_back:
             self._give_back = False
-            # the worst are given back; a level whose consumer went on would only send them again
             levels = {delivery.tag.consumer.level for delivery in self._hidden}
+            if levels & self._returned.keys() and not await self._shared(channel, levels):
+                if self._hidden and self._stale is None:
+                    self._stale = self._loop.call_later(ALONE, self._too_long, self._hidden[-1])
+                return
+            # the worst are given back; a level whose consumer went on would only send them again
             for one in [self._consumers[level] for level in levels if level in self._consumers]:
                 await self._stop(channel, one)
             if self.credit <= len(self.held):
@@ -581,7 +702,6 @@ class Intake:
             self.crashed.clear()
             self.channel = None
             channel.close()
-        self._ages.forget(self._loop.time())
         self._adopt(fresh)
         self.recount()
 
@@ -598,7 +718,26 @@ class Intake:
 
     async def _stop(self, channel: Channel, one: Consumer) -> None:
         self._consumers.pop(one.level, None)
-        await channel.cancel(one.tag)
+        try:
+            if self._quorum:
+                self._flowing.clear()
+                await self._quiet(channel, one)
+            await channel.cancel(one.tag)
+        finally:
+            self._flowing.set()
+            with contextlib.suppress(GoneError):
+                self.flush()
+
+    async def _quiet(self, channel: Channel, one: Consumer) -> None:
+        """Returns when nothing is on its way to *one*: the server gives back what comes too late, in any order if it is much.
+
+        While it is not told of what is settled, it sends only what the prefetch has room for.
+        """
+        until = self._loop.time() + QUIET
+        while one.unsettled + one.acked < one.prefetch and self._loop.time() < until:
+            if not (await channel.count(level_queue(self.full, one.level))).ready:
+                return
+            await asyncio.sleep(0.001)
 
     async def _start(self, channel: Channel, levels: list[Level]) -> None:
         raw = channel.raw
@@ -734,3 +873,9 @@ class Rest(Intake):
     def _lose(self, lost: list[Delivery], channel: Channel) -> None:
         self._parent.rest_ended(self)
         self._parent._lose(lost, channel)
+
+
+def _tell(waiters: list[asyncio.Future[None]]) -> None:
+    for one in waiters:
+        if not one.done():
+            one.set_result(None)

@@ -18,14 +18,14 @@ OPEN, DONE, LOST, MOVING = 0, 1, 2, 3
 class Consumer:
     """One consumer on the server, of one level."""
 
-    __slots__ = ("full", "level", "prefetch", "tag", "unsettled")
+    __slots__ = ("acked", "full", "level", "prefetch", "tag", "unsettled")
 
     def __init__(self, level: Level, tag: str, prefetch: int) -> None:
         self.level = level
         self.tag = tag
         self.prefetch = prefetch
-        #: What it delivered and the server has not heard of again.
-        self.unsettled = 0
+        #: What it delivered and is not settled; and what is, of which the server has not heard yet.
+        self.unsettled = self.acked = 0
         #: Whether that was once all that its prefetch allows: the server may have had more.
         self.full = False
 

@@ -34,6 +34,23 @@ def test_equal_priorities_run_first_in_first_out(project: Project) -> None:
     assert ran(project, 61) == list(range(61))
 
 
+@needs(Capability.FIFO)
+def test_the_order_is_kept_while_handlers_turn_slow_and_fast_again(project: Project) -> None:
+    """What was fetched ahead for fast handlers is given back when they turn slow, to its place: one worker runs all in order."""
+    project.handler("""
+        import time
+        def handler(message):
+            note('ran', message)
+            if message % 1000 >= 970: time.sleep(0.05 if message % 10 else 0.7)
+    """)
+    project.queues(ONE_AT_A_TIME)
+    project.send_bulk("work", list(range(3000)))
+
+    project.start()
+
+    assert ran(project, 3000) == list(range(3000))
+
+
 @needs(Capability.PRIORITY)
 def test_priorities_run_from_nine_to_zero(project: Project) -> None:
     """9 runs first, 0 last, and a message without a priority stands at 4, so that something can stand below it."""

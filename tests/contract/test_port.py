@@ -353,6 +353,46 @@ async def test_a_release_goes_to_the_head_uncounted(port: Port) -> None:
 
 
 @needs(Capability.HEAD, Capability.FIFO)
+async def test_what_goes_back_in_parts_comes_in_its_order(port: Port) -> None:
+    """The last of what is in hand goes back first, and what was before it later: the one worker there is gets all in order."""
+    async with port.worker() as adapter:
+        inbox = await port.consume(adapter, credit=100)
+        await publish(adapter, *(message(n) for n in range(100)))
+        held = await inbox.take(100)
+        inbox.subscription.set_credit(1)
+
+        for part in (held[60:], held[20:60], held[1:20]):
+            assert await inbox.settle(*(Settlement(one, Verb.RELEASE) for one in part)) == []
+        inbox.subscription.set_credit(100)
+        assert await inbox.settle(*ack(held[0])) == []
+
+        got = await inbox.take(99)
+        assert bodies(got) == [*range(1, 100)]
+        assert {(one.message.attempts, one.message.starts, one.message.crashes) for one in got} == {(0, 0, 0)}
+        await inbox.settle(*ack(*got))
+
+
+@needs(Capability.HEAD, Capability.FIFO)
+async def test_what_goes_back_comes_before_what_is_fetched_meanwhile(port: Port) -> None:
+    """A release with more on its way: what was given back is delivered again before what stood behind it."""
+    async with port.worker() as adapter:
+        inbox = await port.consume(adapter, credit=50)
+        await publish(adapter, *(message(n) for n in range(200)))
+        held = await inbox.take(50)
+
+        releasing = asyncio.create_task(inbox.settle(*(Settlement(one, Verb.RELEASE) for one in held[10:])))
+        acking = asyncio.create_task(inbox.settle(*ack(*held[:10])))
+        assert await releasing == await acking == []
+
+        got = []
+        while len(got) < 190:
+            some = await inbox.take(10)
+            await inbox.settle(*ack(*some))
+            got += some
+        assert bodies(got) == [*range(10, 200)]
+
+
+@needs(Capability.HEAD, Capability.FIFO)
 async def test_looking_at_some_of_what_went_back_leaves_the_order(port: Port) -> None:
     """Of messages that were given back, a look at the first few does not push those behind the others."""
     async with port.worker() as adapter:

@@ -174,8 +174,11 @@ class Lane:
         if self.sequences is not None:
             return []  # given back from the middle of a sequence, it would come again out of its turn
         # all slots may be taken for hours: others may be idle, and a broker may take back what is in hand for too long
-        kept = 0 if paused else max(0, self.capacity - self.running) + int(self._rate * HOARD)
-        given_back = [self.buffer.pop() for _ in range(len(self.buffer) - kept)]
+        free = 0 if paused else max(0, self.capacity - self.running)
+        given_back = []
+        if len(self.buffer) > free + (0 if paused else int(self._rate * HOARD)):
+            # all of it at once: where brokers put what comes later behind what came before, parts of it would change places
+            given_back = [self.buffer.pop() for _ in range(len(self.buffer) - free)]
         if self.suspects and patience is not None and time.monotonic() - self.suspects_since > patience:
             given_back += [self.suspects.pop() for _ in range(len(self.suspects))]
         given_back.reverse()

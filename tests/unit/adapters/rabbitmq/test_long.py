@@ -153,6 +153,24 @@ def test_what_waits_in_a_worker_never_runs_into_the_servers_patience(server: Any
     ]
 
 
+async def test_what_has_just_come_is_not_old(bench: Bench) -> None:
+    """The first look at a channel that holds something leaves nothing behind: that takes as long as the limit says."""
+    worker = await bench.open("worker", watch_every=0.05, consumer_timeout="10m")
+    inbox = await Inbox(worker).begin(bench.queue)
+    try:
+        assert await worker.publish(messages(3), 20.0) == {}
+        await until(lambda: len(inbox.got) == 3, "all")
+        [intake] = worker._intakes
+        channel = intake.channel
+        intake.look_at_ages(300.0)
+
+        assert not intake._aged
+        assert await worker.settle([Settlement(one, Verb.ACK) for one in inbox.got]) == []
+        assert intake.channel is channel
+    finally:
+        await bench.close()
+
+
 async def test_a_worker_full_of_old_work_is_up_and_takes_more_when_it_is_done(bench: Bench) -> None:
     """While all that a worker may hold was left behind it is healthy and fetches nothing; then it goes on."""
     worker = await bench.open("worker", watch_every=0.1, consumer_timeout="2s")
