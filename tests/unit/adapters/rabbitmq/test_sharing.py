@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from rabbitmq_support import Bench, Inbox, Project, messages, until
 
+from handrail.adapter import Settlement, Verb
 from handrail.outcome import Outcome
 from handrail_rabbitmq import consuming
 from handrail_rabbitmq.link import Channel
@@ -80,6 +81,31 @@ async def test_what_comes_meanwhile_is_not_taken_for_the_better_that_is_awaited(
         await bench.close()
 
     assert [one.message.priority for one in inbox.got] == [9, 4]
+
+
+async def test_what_stays_in_hand_for_its_order_goes_to_the_next_worker(bench: Bench) -> None:
+    """What a worker that is alone keeps, since it could not go back to its place, goes back when another comes."""
+    alone = await bench.open()
+    other = await bench.open()
+    inbox = await Inbox(alone).begin(bench.queue, credit=100)
+    try:
+        assert await other.publish(messages(100), 20.0) == {}
+        await until(lambda: len(inbox.got) == 100, "all")
+        inbox.subscription.set_credit(1)
+        for part in (inbox.got[60:], inbox.got[1:60]):
+            assert await alone.settle([Settlement(one, Verb.RELEASE) for one in part]) == []
+        async with asyncio.timeout(30):
+            while ((found := await other.depth("work")).ready, found.active) != (40, 60):
+                await asyncio.sleep(0.02)
+
+        next_one = await Inbox(other).begin(bench.queue, credit=100)
+        await until(lambda: len(next_one.got) == 99, "all but the one that runs")
+
+        assert len(inbox.got) == 100
+        assert await alone.settle([Settlement(inbox.got[0], Verb.ACK)]) == []
+        assert await other.settle([Settlement(one, Verb.ACK) for one in next_one.got]) == []
+    finally:
+        await bench.close()
 
 
 def test_four_processes_share_a_queue_and_none_hoards(project: Project) -> None:
