@@ -35,8 +35,10 @@ log = get_logger("handrail.rabbitmq")
 
 #: Seconds that a delivery may stay hidden while every slot is taken, before it goes back to the server.
 STALE = 0.1
-#: The same for one that would not go back to its place, while nobody else takes from the queue.
+#: The same for one that would not go back to its place while nobody else takes from the queue.
 ALONE = 1.0
+#: The same for all of them when the subscription ends, and nothing of it was given back.
+LEAVING = 1.0
 #: Seconds to wait at most for the deliveries that a new consumer should bring, before the best of what came is taken.
 GATHER = 0.25
 #: The least that is fetched of a queue that is served newest first: order goes no further than that.
@@ -48,7 +50,9 @@ REPLACE_EVERY = 0.05
 #: Seconds for which a channel stays open at most until the queue has done all that it was told.
 LAST_WORDS = 2.0
 #: Seconds for which acknowledgements are held back at most until nothing is on its way to a consumer that is to end.
-QUIET = 0.25
+QUIET = 1.0
+#: Seconds for what went back before to come once more, so that all can go back in its order.
+FETCH = 1.0
 #: Seconds before a queue whose channel the server closed is subscribed again.
 AGAIN = 0.5
 
@@ -126,6 +130,8 @@ class Intake:
         #: What was given back, by level, and has not come again: a quorum queue has it before all else, and what is given back
         #: next behind it.
         self._returned: dict[Level, int] = {}
+        #: Nothing is delivered for a moment, for it is to go back.
+        self._collecting = False
         #: What is to go back while others are in hand, and who waits for that.
         self._releasing: list[Delivery] = []
         self._released: list[asyncio.Future[None]] = []
@@ -186,8 +192,8 @@ class Intake:
             with contextlib.suppress(GoneError):
                 self._counted = await self._consumers_counted(self.channel)
         if self._hidden:
-            # in their order, after what the dispatcher gives back in a moment
-            self._loop.call_later(STALE if self.held else 0.0, self._give_back_later)
+            # with what the dispatcher gives back in a moment, for that was before them
+            self._loop.call_later(LEAVING if self.held else 0.0, self._give_back_later)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -349,7 +355,7 @@ class Intake:
             not self._hidden
             and not self._lifo
             and len(self.levels) == len(self._consumers) == 1
-            and not (self.paused or self.cancelled or self._gathering or self._releasing)
+            and not (self.paused or self.cancelled or self._gathering or self._releasing or self._collecting)
             and len(arrived) <= self.credit - len(self.held)
         ):
             # the usual case: one level, and room for all
@@ -378,7 +384,7 @@ class Intake:
             self._hide(arrived)
         if self.channel is None or self.cancelled:
             return
-        if not self.paused and not self._gathering and not self._releasing:
+        if not (self.paused or self._gathering or self._releasing or self._collecting):
             free = self.credit - len(self.held)
             # while a level has no consumer something better may wait there
             if free > 0 and self._hidden and len(self._consumers) == len(self.levels):
@@ -393,11 +399,11 @@ class Intake:
         if self._wants_work():
             self._kick()
 
-    def _too_long(self, last: Delivery) -> None:
+    def _too_long(self, last: Delivery | None) -> None:
         self._stale = None
         if not self._hidden:
             return
-        if self._hidden[-1] is last or last in self._hidden:
+        if last is None or self._hidden[-1] is last or last in self._hidden:
             self._give_back = True
             self._kick()
         else:
@@ -454,8 +460,7 @@ class Intake:
     async def release(self, deliveries: list[Delivery]) -> None:
         """Give *deliveries* back while others are in hand: what came after them goes back too, and comes again behind them.
 
-        They stay hidden instead where they could not go back to their place, and nobody else would take them. Raises
-        :class:`GoneError`.
+        Raises :class:`GoneError`.
         """
         self._releasing += deliveries
         released = self._loop.create_future()
@@ -468,18 +473,9 @@ class Intake:
 
     async def _release(self, channel: Channel) -> None:
         levels = {one.tag.consumer.level for one in self._releasing}
-        if levels & self._returned.keys() and not await self._shared(channel, levels):
-            self._keep_hidden()
-            return
-        # a consumer that went on would bring what is given back before what is on its way to it
-        for level in levels:
-            if level in self._consumers:
-                await self._stop(channel, self._consumers[level])
-        self._hide(self._arrived)
-        self._arrived = []
+        await self._collect(channel, levels)
         releasing, self._releasing = self._releasing, []
         waiters, self._released = self._released, []
-        levels = {one.tag.consumer.level for one in releasing}
         behind = [one for one in self._hidden if one.tag.consumer.level in levels]
         self._hidden = [one for one in self._hidden if one.tag.consumer.level not in levels]
         try:
@@ -487,36 +483,43 @@ class Intake:
         finally:
             _tell(waiters)
 
-    def _keep_hidden(self) -> None:
-        releasing, self._releasing = self._releasing, []
-        waiters, self._released = self._released, []
-        for one in releasing:
-            old: Tag = one.tag
-            if old.state == OPEN:
-                old.state = DONE
-                self.held.pop(old.number, None)
-                tag = Tag(self, old.consumer, old.number, old.counts)
-                self._hide([Delivery(one.message, tag, one.redelivered)])
-        _tell(waiters)
-        self._pump()
+    async def _collect(self, channel: Channel, levels: Iterable[Level]) -> None:
+        """Have among the hidden all of *levels* that must go back with what is before it, and nothing more on its way."""
+        self._collecting = True
+        try:
+            for level in levels:
+                # a consumer that went on would bring what is given back before what is on its way to it
+                if level in self._consumers:
+                    await self._stop(channel, self._consumers[level])
+                left = self._returned.get(level, 0)
+                if left and not await self._shared(channel, level):
+                    one = await self._consume(channel, level, min(left, 65535))
+                    until = self._loop.time() + FETCH
+                    while self._returned.get(level) and self._loop.time() < until:
+                        await asyncio.sleep(0.002)
+                    await self._stop(channel, one)
+                # whoever else takes from it has them, or they are purged
+                self._returned.pop(level, None)
+            self._hide(self._arrived)
+            self._arrived = []
+        finally:
+            self._collecting = False
+            self._loop.call_soon(self._pump)  # whatever was to be done with them, it may be over by now
 
-    async def _shared(self, channel: Channel, levels: Iterable[Level]) -> bool:
-        """Whether others take from one of *levels* too; looked for thrice, since what is done with counts for a moment."""
-        for level in levels:
-            mine = {self._consumers[level].tag} if level in self._consumers else set()
-            mine |= {
-                one.tag.consumer.tag
-                for one in (*self.held.values(), *self._hidden, *self._arrived)
-                if one.tag.consumer.level == level
-            }
-            left = sum(any(one.tag.consumer.level == level for one in rest.held.values()) for rest in self._rests)
-            for _ in range(3):
-                if (await channel.count(level_queue(self.full, level))).consumers <= len(mine) + left:
-                    break
-                await asyncio.sleep(0.03)
-            else:
-                return True
-        return False
+    async def _shared(self, channel: Channel, level: Level) -> bool:
+        """Whether others take from *level* too; looked for thrice, since what is done with counts for a moment."""
+        mine = {self._consumers[level].tag} if level in self._consumers else set()
+        mine |= {
+            one.tag.consumer.tag
+            for one in (*self.held.values(), *self._hidden, *self._arrived)
+            if one.tag.consumer.level == level
+        }
+        left = sum(any(one.tag.consumer.level == level for one in rest.held.values()) for rest in self._rests)
+        for _ in range(3):
+            if (await channel.count(level_queue(self.full, level))).consumers <= len(mine) + left:
+                return False
+            await asyncio.sleep(0.03)
+        return True
 
     def flush(self) -> Channel | None:
         """Send acknowledgements, and deliver what there is room for then. The channel they went by."""
@@ -636,6 +639,8 @@ class Intake:
         if self.paused or self.cancelled:
             for one in list(self._consumers.values()):
                 await self._stop(channel, one)
+            going = (*self._hidden, *self._arrived, *(self.held.values() if self.cancelled else ()))
+            await self._collect(channel, {one.tag.consumer.level for one in going})
             if self.paused and not self.cancelled:
                 await self.give_back_hidden()
             return
@@ -645,14 +650,14 @@ class Intake:
             return
         if self._give_back:
             self._give_back = False
-            levels = {delivery.tag.consumer.level for delivery in self._hidden}
-            if levels & self._returned.keys() and not await self._shared(channel, levels):
-                if self._hidden and self._stale is None:
-                    self._stale = self._loop.call_later(ALONE, self._too_long, self._hidden[-1])
-                return
             # the worst are given back; a level whose consumer went on would only send them again
-            for one in [self._consumers[level] for level in levels if level in self._consumers]:
-                await self._stop(channel, one)
+            levels = {delivery.tag.consumer.level for delivery in self._hidden}
+            for level in levels & self._returned.keys():
+                if not await self._shared(channel, level):
+                    # they would stand behind what went back before, and nobody else waits for them
+                    self._stale = self._stale or self._loop.call_later(ALONE, self._too_long, None)
+                    return
+            await self._collect(channel, levels)
             if self.credit <= len(self.held):
                 await self.give_back_hidden()
             else:
@@ -680,8 +685,7 @@ class Intake:
         for one in list(self._consumers.values()):
             await self._stop(channel, one)
         while self._hidden or self._arrived:
-            self._hide(self._arrived)
-            self._arrived = []
+            await self._collect(channel, {one.tag.consumer.level for one in (*self._hidden, *self._arrived)})
             await self.give_back_hidden()
         self.flush()
         fresh = await self._link.channel()
@@ -740,7 +744,6 @@ class Intake:
             await asyncio.sleep(0.001)
 
     async def _start(self, channel: Channel, levels: list[Level]) -> None:
-        raw = channel.raw
         self._replaced = self._loop.time()
         counts = 0
         gather = self._lifo or len(self.levels) > 1
@@ -752,18 +755,22 @@ class Intake:
             name = level_queue(self.full, level)
             if gather:
                 counts += min((await channel.count(name)).ready, prefetch)
-            channel.prefetch = prefetch
-            channel.begin(raw.basic_qos, prefetch_count=prefetch)
-            # a channel that closes gives back consumer by consumer, in the order of their tags
-            one = Consumer(level, f"{self.full}.{id(self):x}.{level}.{self._loop.time():017.6f}", prefetch)
-            self._consumers[level] = one
-            await channel.consume(name, one.tag, self._taker(channel, one))
+            await self._consume(channel, level, prefetch)
         if gather:
             self._gathering = max(0, counts - self._gathered)
             if self._gathering:
                 self._gather_timer = self._loop.call_later(GATHER, self._end_gathering)
             else:
                 self._end_gathering()
+
+    async def _consume(self, channel: Channel, level: Level, prefetch: int) -> Consumer:
+        channel.prefetch = prefetch
+        channel.begin(channel.raw.basic_qos, prefetch_count=prefetch)
+        # a channel that closes gives back consumer by consumer, in the order of their tags
+        one = Consumer(level, f"{self.full}.{id(self):x}.{level}.{self._loop.time():017.6f}", prefetch)
+        self._consumers[level] = one
+        await channel.consume(level_queue(self.full, level), one.tag, self._taker(channel, one))
+        return one
 
     def _on_cancelled_by_server(self, frame: Any) -> None:
         """The queue was deleted, or moved: its consumer is gone, and wants to be there again."""

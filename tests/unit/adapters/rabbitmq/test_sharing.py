@@ -22,7 +22,7 @@ from rabbitmq_support import Bench, Inbox, Project, messages, until
 from handrail.adapter import Settlement, Verb
 from handrail.outcome import Outcome
 from handrail_rabbitmq import consuming
-from handrail_rabbitmq.link import Channel
+from handrail_rabbitmq.link import Channel, Count
 
 PLATFORM = Path(sys.executable).with_name("platform")
 
@@ -60,7 +60,7 @@ async def test_what_comes_meanwhile_is_not_taken_for_the_better_that_is_awaited(
     worker = await bench.open()
     client = await bench.open("client")
     inbox = await Inbox(worker).begin(bench.queue)
-    consume = Channel.consume
+    consume, count = Channel.consume, Channel.count
     try:
         [intake] = worker._intakes
 
@@ -74,6 +74,13 @@ async def test_what_comes_meanwhile_is_not_taken_for_the_better_that_is_awaited(
 
             await consume(channel, queue, consumer, late)
 
+        async def certain(channel: Channel, queue: str) -> Count:
+            # the level is told of before its first message stands in it
+            while not (found := await count(channel, queue)).ready and queue.endswith(".p9"):
+                await asyncio.sleep(0.01)
+            return found
+
+        monkeypatch.setattr(Channel, "count", certain)
         monkeypatch.setattr(Channel, "consume", slow)
         assert await client.publish(messages(1, priority=9), 20.0) == {}
         await until(lambda: len(inbox.got) == 2, "both")
@@ -83,8 +90,8 @@ async def test_what_comes_meanwhile_is_not_taken_for_the_better_that_is_awaited(
     assert [one.message.priority for one in inbox.got] == [9, 4]
 
 
-async def test_what_stays_in_hand_for_its_order_goes_to_the_next_worker(bench: Bench) -> None:
-    """What a worker that is alone keeps, since it could not go back to its place, goes back when another comes."""
+async def test_what_goes_back_in_parts_waits_for_others_in_its_order(bench: Bench) -> None:
+    """What went back before is fetched once more when that which was before it goes back, so that all of it stands in order."""
     alone = await bench.open()
     other = await bench.open()
     inbox = await Inbox(alone).begin(bench.queue, credit=100)
@@ -95,12 +102,13 @@ async def test_what_stays_in_hand_for_its_order_goes_to_the_next_worker(bench: B
         for part in (inbox.got[60:], inbox.got[1:60]):
             assert await alone.settle([Settlement(one, Verb.RELEASE) for one in part]) == []
         async with asyncio.timeout(30):
-            while ((found := await other.depth("work")).ready, found.active) != (40, 60):
+            while ((found := await other.depth("work")).ready, found.active) != (99, 1):
                 await asyncio.sleep(0.02)
 
         next_one = await Inbox(other).begin(bench.queue, credit=100)
         await until(lambda: len(next_one.got) == 99, "all but the one that runs")
 
+        assert [one.message.body for one in next_one.got] == [b"%d" % n for n in range(1, 100)]
         assert len(inbox.got) == 100
         assert await alone.settle([Settlement(inbox.got[0], Verb.ACK)]) == []
         assert await other.settle([Settlement(one, Verb.ACK) for one in next_one.got]) == []
