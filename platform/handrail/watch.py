@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import stat
 import sys
@@ -110,6 +111,10 @@ class _Look(msgspec.Struct, frozen=True):
     #: How much of a core it took, and how long: one that was held up says nothing of how much there is to look at.
     seconds: float
     lasted: float
+
+
+def _while_it_runs(record: logging.LogRecord) -> bool:
+    return "thread is inactive" not in record.getMessage()
 
 
 class _Tree:
@@ -360,6 +365,8 @@ class Watcher:
         try:
             observer = self._observer
             if observer is None:
+                # a file that changes while the watcher ends is an error to watchdog alone
+                logging.getLogger("watchdog.observers.inotify").addFilter(_while_it_runs)
                 observer = self._observer = Observer()
                 observer.start()
             for path in list(self._watches):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import subprocess
@@ -471,6 +472,23 @@ def test_inotify_limit(project: Path, limit: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("handlers/deep/x.py") == 2
     assert (done.stdout + done.stderr).count("the system's inotify limit is reached") == 1
+
+
+def test_a_change_while_the_watcher_ends_is_no_error(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What watchdog says of an event that comes too late is nothing for users; what else it says is."""
+    monkeypatch.setenv("HANDRAIL_WATCH", "auto")
+
+    async def story(next_change: Next) -> None:
+        pass
+
+    watching(project, story)
+    said = logging.getLogger("watchdog.observers.inotify")
+    said.error("InotifyEmitter.queue_events() called when the thread is inactive")
+    said.error("something else")
+
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
 
 
 def test_no_word_in_quiet(project: Path, way: str) -> None:
