@@ -671,11 +671,13 @@ class Dispatcher:
             self._tasks.spawn(self._catch_up())
 
     async def _catch_up(self) -> None:
-        while not await self._heard():
-            pass
-        self._waking = False
-        self._sure_until = time.monotonic() + STOOD_STILL
-        self._pump_all()
+        try:
+            while not await self._heard():
+                pass
+        finally:  # whatever an adapter does, this worker goes on
+            self._waking = False
+            self._sure_until = time.monotonic() + STOOD_STILL
+            self._pump_all()
 
     async def _heard(self) -> bool:
         """Ask all brokers that we take from, and wait for their answers or until none can be expected.

@@ -121,6 +121,18 @@ async def test_a_worker_that_stands_still_again_asks_again(site, monkeypatch) ->
     assert len(asked) >= 2
 
 
+async def test_an_adapter_that_cannot_be_asked_stops_nothing(site, monkeypatch) -> None:
+    """A worker whose adapter does not know the question goes on as well."""
+    monkeypatch.setattr(SQLiteAdapter, "catch_up", None)
+    site.handler("def handler(message): note(message)")
+    async with site.worker(site.queues()) as worker:
+        worker.dispatcher._sure_until = time.monotonic()
+        await site.send("one")
+        await site.until(lambda: site.seen, "its outcome")
+
+    assert site.outcomes() == [("one", "completed")]
+
+
 @pytest.mark.parametrize("error", [BrokerError("away"), RuntimeError("a slip of an adapter"), None])
 async def test_a_broker_that_cannot_say_what_it_took_back_stops_nothing_for_good(site, monkeypatch, error) -> None:
     """A worker that woke goes on when a broker refuses to answer, and after a while when it says nothing."""
