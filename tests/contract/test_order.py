@@ -34,6 +34,7 @@ def test_equal_priorities_run_first_in_first_out(project: Project) -> None:
     assert ran(project, 61) == list(range(61))
 
 
+@pytest.mark.timeout(300)
 @needs(Capability.FIFO)
 def test_the_order_is_kept_while_handlers_turn_slow_and_fast_again(project: Project) -> None:
     """What was fetched ahead for fast handlers is given back when they turn slow, to its place: one worker runs all in order."""
@@ -48,6 +49,7 @@ def test_the_order_is_kept_while_handlers_turn_slow_and_fast_again(project: Proj
 
     project.start()
 
+    project.until(lambda: len(project.seen) >= 3000, "all of them", 200.0)
     assert ran(project, 3000) == list(range(3000))
 
 
