@@ -171,10 +171,9 @@ class RabbitMQAdapter:
         self._open = False
         await asyncio.gather(*(intake.end() for intake in self._intakes))
         self._intakes.clear()
-        tasks: list[asyncio.Task[Any]] = [*self._tasks, *([self._spare] if self._spare is not None else [])]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._publisher.close()
         await asyncio.gather(*(link.end() for link in self._links))
         self._deaths.end()
@@ -184,7 +183,7 @@ class RabbitMQAdapter:
         if not self._link.blocked:
             return self._link
         if self._spare is None or (self._spare.done() and self._spare.exception() is not None):
-            self._spare = asyncio.ensure_future(self._connect_spare())
+            self._spare = self._spawn(self._connect_spare())
         return await asyncio.shield(self._spare)
 
     async def _connect_spare(self) -> Link:
@@ -203,10 +202,11 @@ class RabbitMQAdapter:
         if self._pid != os.getpid():
             raise BrokerError(f"{self.place}: was opened before this process forked; open an adapter of its own here")
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def declare(self, queues: Sequence[QueueSpec]) -> None:
         self._check()

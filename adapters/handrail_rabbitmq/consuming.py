@@ -274,12 +274,10 @@ class Intake:
 
         A quorum queue counts a cancelled consumer until all that it was given is settled.
         """
-        ours: dict[Level, set[str]] = {}
-        for delivery in (*self.held.values(), *self._hidden, *self._arrived):
-            ours.setdefault(delivery.tag.consumer.level, set()).add(delivery.tag.consumer.tag)
+        given = (*self.held.values(), *self._hidden, *self._arrived)
         return {
-            level: (await channel.count(level_queue(self.full, level))).consumers - len(tags)
-            for level, tags in ours.items()
+            level: (await channel.count(level_queue(self.full, level))).consumers - len(_tags(given, level))
+            for level in {one.tag.consumer.level for one in given}
         }
 
     async def _all_done(self, channel: Channel) -> None:
@@ -451,7 +449,7 @@ class Intake:
         for level in {one.tag.consumer.level for one in deliveries}:
             mine = [one for one in deliveries if one.tag.consumer.level == level]
             # a quorum queue counts a consumer until all is settled that it was given
-            ours = {one.tag.consumer.tag for one in (*mine, *self.held.values()) if one.tag.consumer.level == level}
+            ours = _tags((*mine, *self.held.values()), level)
             numbers = sorted(one.tag.number for one in mine)
             if self._quorum:
                 self._returned[level] = self._returned.get(level, 0) + len(mine)
@@ -508,12 +506,9 @@ class Intake:
 
     async def _shared(self, channel: Channel, level: Level) -> bool:
         """Whether others take from *level* too; looked for thrice, since what is done with counts for a moment."""
-        mine = {self._consumers[level].tag} if level in self._consumers else set()
-        mine |= {
-            one.tag.consumer.tag
-            for one in (*self.held.values(), *self._hidden, *self._arrived)
-            if one.tag.consumer.level == level
-        }
+        mine = _tags((*self.held.values(), *self._hidden, *self._arrived), level)
+        if level in self._consumers:
+            mine.add(self._consumers[level].tag)
         left = sum(any(one.tag.consumer.level == level for one in rest.held.values()) for rest in self._rests)
         for _ in range(3):
             if (await channel.count(level_queue(self.full, level))).consumers <= len(mine) + left:
@@ -880,6 +875,11 @@ class Rest(Intake):
     def _lose(self, lost: list[Delivery], channel: Channel) -> None:
         self._parent.rest_ended(self)
         self._parent._lose(lost, channel)
+
+
+def _tags(deliveries: Iterable[Delivery], level: Level) -> set[str]:
+    """The consumers of *level* by which *deliveries* came."""
+    return {one.tag.consumer.tag for one in deliveries if one.tag.consumer.level == level}
 
 
 def _tell(waiters: list[asyncio.Future[None]]) -> None:

@@ -13,13 +13,12 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from server import CACHE, Server, UnavailableError, install, locked, main, run
+from server import CACHE, Server, UnavailableError, install, locked, main, persist, run
 
 POM = Path(__file__).with_name("kafka.pom.xml")
 #: The server's programs, the same for every checkout and server.
@@ -103,18 +102,18 @@ class Kafka(Server):
             if (JARS / "complete").exists():
                 return
             install("maven", lambda: shutil.which("mvn"))
-            for chances in (2, 1, 0):
+
+            def fetch() -> subprocess.CompletedProcess[str]:
                 shutil.rmtree(JARS, ignore_errors=True)
                 # -U: Maven would remember what it could not fetch
                 command = ["mvn", "-U", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies"]
-                done = run([*command, f"-DoutputDirectory={JARS}"])
-                if done.returncode == 0:
-                    (JARS / "complete").touch()
-                    return
-                if chances:
-                    time.sleep(5)
-            lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["mvn failed"]
-            raise UnavailableError(f"Maven could not fetch the server: {lines[0]}")
+                return run([*command, f"-DoutputDirectory={JARS}"])
+
+            done = persist(fetch)
+            if done.returncode:
+                lines = [line for line in done.stdout.splitlines() if "ERROR" in line] or ["mvn failed"]
+                raise UnavailableError(f"Maven could not fetch the server: {lines[0]}")
+            (JARS / "complete").touch()
 
     def java(self, *arguments: str, heap: str = "128m") -> list[str]:
         """The command that runs a class of the server's jars with *arguments*."""

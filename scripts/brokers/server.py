@@ -293,6 +293,15 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     )
 
 
+def persist(attempt: Callable[[], subprocess.CompletedProcess[str]]) -> subprocess.CompletedProcess[str]:
+    """The outcome of *attempt*, which is made up to three times: a network may refuse once what it grants a moment later."""
+    for _ in range(2):
+        if (done := attempt()).returncode == 0:
+            return done
+        time.sleep(5)
+    return attempt()
+
+
 def install(package: str, there: Callable[[], object]) -> None:
     """Install a package of Debian or Ubuntu unless it is *there*. Raises :class:`UnavailableError` where that cannot be done."""
     if there():
@@ -302,20 +311,17 @@ def install(package: str, there: Callable[[], object]) -> None:
     # RUNLEVEL=1: a package that brings a service does not start it; ours is another
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     apt = ["apt-get", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3", "-qq"]
+
+    def attempt() -> subprocess.CompletedProcess[str]:
+        # without a fresh list the package may be had all the same
+        run([*apt, "update"], environment)
+        return run([*apt, "install", "-y", "--no-install-recommends", package], environment)
+
     # one at a time: apt waits for who installs, but not for who fetches the lists, and without lists it finds nothing
     with locked(CACHE / "apt.lock"):
-        for chances in (2, 1, 0):
-            if there():
-                return
-            # without a fresh list the package may be had all the same
-            run([*apt, "update"], environment)
-            done = run([*apt, "install", "-y", "--no-install-recommends", package], environment)
-            if done.returncode == 0:
-                return
-            if chances:
-                time.sleep(5)
-    last = done.stdout.strip().splitlines() or ["apt-get failed"]
-    raise UnavailableError(f"apt-get could not install {package}: {last[-1]}")
+        if not there() and (done := persist(attempt)).returncode:
+            last = done.stdout.strip().splitlines() or ["apt-get failed"]
+            raise UnavailableError(f"apt-get could not install {package}: {last[-1]}")
 
 
 def main(server: Server, arguments: Sequence[str], usage: str | None) -> int:

@@ -101,6 +101,14 @@ async def test_a_worker_that_stood_still_hears_of_its_brokers_before_it_begins(s
     assert [entry for entry in site.logs if "stood still" in entry["event"]]
 
 
+async def one_after_a_standstill(site) -> None:
+    """A worker that has not looked round for long gets a message, which has its outcome."""
+    async with site.worker(site.queues()) as worker:
+        worker.dispatcher._sure_until = time.monotonic()
+        await site.send("one")
+        await site.until(lambda: site.seen, "its outcome")
+
+
 async def test_a_worker_that_stands_still_again_asks_again(site, monkeypatch) -> None:
     """An answer from before another standstill says nothing of what was lost in that."""
     asked = []
@@ -113,10 +121,7 @@ async def test_a_worker_that_stands_still_again_asks_again(site, monkeypatch) ->
     monkeypatch.setattr(SQLiteAdapter, "catch_up", answers)
     monkeypatch.setattr(core, "STOOD_STILL", 0.25)
     site.handler("def handler(message): note(len(message))")
-    async with site.worker(site.queues()) as worker:
-        worker.dispatcher._sure_until = time.monotonic()
-        await site.send("one")
-        await site.until(lambda: site.seen, "its outcome")
+    await one_after_a_standstill(site)
 
     assert len(asked) >= 2
 
@@ -125,10 +130,7 @@ async def test_an_adapter_that_cannot_be_asked_stops_nothing(site, monkeypatch) 
     """A worker whose adapter does not know the question goes on as well."""
     monkeypatch.setattr(SQLiteAdapter, "catch_up", None)
     site.handler("def handler(message): note(message)")
-    async with site.worker(site.queues()) as worker:
-        worker.dispatcher._sure_until = time.monotonic()
-        await site.send("one")
-        await site.until(lambda: site.seen, "its outcome")
+    await one_after_a_standstill(site)
 
     assert site.outcomes() == [("one", "completed")]
 
@@ -145,10 +147,7 @@ async def test_a_broker_that_cannot_say_what_it_took_back_stops_nothing_for_good
     monkeypatch.setattr(SQLiteAdapter, "catch_up", silent)
     monkeypatch.setattr(core, "HEARING", 0.3)
     site.handler("def handler(message): note(message)")
-    async with site.worker(site.queues()) as worker:
-        worker.dispatcher._sure_until = time.monotonic()
-        await site.send("one")
-        await site.until(lambda: site.seen, "its outcome")
+    await one_after_a_standstill(site)
 
     assert site.outcomes() == [("one", "completed")]
 

@@ -349,6 +349,11 @@ STRIKE = """
 """
 
 
+async def strike(bench: Bench) -> None:
+    process = bench.run(STRIKE, str(bench.file))
+    await asyncio.to_thread(process.communicate, "", WAIT)
+
+
 async def test_a_worker_that_was_struck_off_claims_nothing_before_it_knows(bench: Bench) -> None:
     """Between its end as an owner and its next look a worker takes no message by the old lease, where nobody would look."""
     async with bench.worker() as worker:
@@ -358,8 +363,7 @@ async def test_a_worker_that_was_struck_off_claims_nothing_before_it_knows(bench
         writer = worker._writer
         assert writer is not None
         look_round, writer._inherit = writer._inherit, lambda: None  # type: ignore[method-assign]
-        process = bench.run(STRIKE, str(bench.file))
-        await asyncio.to_thread(process.communicate, "", WAIT)
+        await strike(bench)
 
         await worker.publish([message("y")], WAIT)  # for which it looks at what is ready
         await worker.depth("work")
@@ -382,8 +386,7 @@ async def test_a_worker_that_catches_up_hears_at_once_that_it_was_struck_off(ben
         writer = worker._writer
         assert writer is not None
         writer._tick = lambda: None  # type: ignore[method-assign]
-        process = bench.run(STRIKE, str(bench.file))
-        await asyncio.to_thread(process.communicate, "", WAIT)
+        await strike(bench)
         assert inbox.lost == []
 
         await worker.catch_up()
@@ -397,8 +400,7 @@ async def test_the_end_of_a_lease_is_told_and_late_outcomes_are_refused(bench: B
         await worker.publish([message("x")], WAIT)
         inbox = await bench.consume(worker)
         (held,) = await inbox.take(1)
-        process = bench.run(STRIKE, str(bench.file))
-        await asyncio.to_thread(process.communicate, "", WAIT)
+        await strike(bench)
         await eventually(lambda: inbox.lost == [held])
 
         assert [one.delivery for one in await inbox.settle(Verb.ACK, held)] == [held]
